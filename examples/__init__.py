@@ -1,0 +1,1 @@
+"""Runnable examples on one real model: sentences, MiniLM, and a benchmark against its peers."""

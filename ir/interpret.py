@@ -1,0 +1,91 @@
+"""The reference meaning of a graph: torch itself, node by node. Every engine is compared with this."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ir.core import Arg, Block, Graph, Node, Value
+from ir.errors import IRError
+from ir.ops import COND, RETURN, WHILE
+
+Watcher = Callable[[Node, Sequence[Any]], None]
+
+
+def interpret(
+    graph: Graph, inputs: Mapping[str, torch.Tensor], watch: Watcher | None = None
+) -> dict[str, torch.Tensor]:
+    """Run a graph.
+
+    Args:
+        graph: the graph; its weights must hold a tensor for each param.
+        inputs: a tensor per user input and per state, by name.
+        watch: called after each node with its results (observers, traces).
+
+    Returns:
+        A tensor per output; a state comes back under ``state:NAME``.
+    """
+    values: list[Any] = []
+    for spec in graph.inputs.values():
+        source: Mapping[str, torch.Tensor] = graph.weights if spec.kind == "param" else inputs
+        if spec.name not in source:
+            raise IRError(f"no tensor for {spec.kind} {spec.name!r}")
+        values.append(source[spec.name])
+    with torch.no_grad():
+        results = run_block(graph.body, values, watch)
+    return {
+        f"state:{o.name}" if o.kind == "state" else o.name: r for o, r in zip(graph.outputs, results, strict=True)
+    }
+
+
+def run_block(block: Block, inputs: Sequence[Any], watch: Watcher | None = None) -> list[Any]:
+    """Run one block; a value is forgotten after its last use, as an engine would."""
+    env: dict[Value, Any] = dict(zip(block.args, inputs, strict=True))
+    kept = set(block.args)
+    left: dict[Value, int] = {}
+    for node in block:
+        if node.op is RETURN:
+            return [_read(a, env) for a in node.args]
+        results = run_node(node, [_read(a, env) for a in node.args], {k: _read(a, env) for k, a in node.kwargs.items()}, watch)
+        for value, result in zip(node.results, results, strict=True):
+            if value.uses:
+                env[value] = result
+                left[value] = len(value.uses)
+        if watch is not None:
+            watch(node, results)
+        for value in dict.fromkeys(node.operands):
+            if value not in kept:
+                left[value] -= 1
+                if not left[value]:
+                    del env[value]
+    raise IRError("the block does not end with return")
+
+
+def run_node(node: Node, args: list[Any], kwargs: dict[str, Any], watch: Watcher | None = None) -> list[Any]:
+    """Results of one node for given arguments."""
+    if node.op is COND:
+        taken = node.regions[0] if bool(args[0]) else node.regions[1]
+        return run_block(taken, args[1], watch)
+    if node.op is WHILE:
+        carried, closed = list(args[0]), list(args[1])
+        test, body = node.regions
+        while bool(run_block(test, [*carried, *closed], watch)[0]):
+            carried = run_block(body, [*carried, *closed], watch)
+        return carried
+    assert node.op.target is not None
+    result = node.op.target(*args, **kwargs)
+    if not node.results:
+        return []
+    if len(node.results) == 1 and not isinstance(result, (tuple, list)):
+        return [result]
+    return list(result)
+
+
+def _read(arg: Arg, env: Mapping[Value, Any]) -> Any:
+    if isinstance(arg, Value):
+        return env[arg]
+    if isinstance(arg, tuple):
+        return [_read(a, env) for a in arg]
+    return arg
