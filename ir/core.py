@@ -168,7 +168,8 @@ class Block:
             raise IRError("the block does not end with return")
         return self.last
 
-    def _link(self, node: Node, before: Node | None) -> None:
+    def link(self, node: Node, before: Node | None) -> None:
+        """Only for ``Graph`` and copies: put a node before another one, or last."""
         previous = self.last if before is None else before.previous
         node.block, node.previous, node.next = self, previous, before
         if previous is None:
@@ -181,7 +182,8 @@ class Block:
             before.previous = node
         self.size += 1
 
-    def _unlink(self, node: Node) -> None:
+    def unlink(self, node: Node) -> None:
+        """Only for ``Graph``: take a node out."""
         if node.previous is None:
             self.first = node.next
         else:
@@ -230,7 +232,7 @@ class Graph:
         self.dims: dict[str, DimRange] = dict(dims or {})
         self.body = Block()
         self.inputs: dict[Value, Input] = {}
-        self._taken: set[Input] = set()
+        self.taken: set[Input] = set()
         self.outputs: tuple[Output, ...] = ()
         self.weights = Weights()
         self.initial: dict[str, torch.Tensor] = {}
@@ -280,12 +282,12 @@ class Graph:
     def add_input(self, kind: str, name: str, type_: Type, value_name: str = "") -> Value:
         """Append an argument. Params need their tensor in ``weights``, see ``add_param``."""
         spec = Input(kind, name)
-        if spec in self._taken:
+        if spec in self.taken:
             raise IRError(f"there is a {kind} named {name!r} already")
         value = Value(type_, value_name or name)
         self.body.args.append(value)
         self.inputs[value] = spec
-        self._taken.add(spec)
+        self.taken.add(spec)
         self.version += 1
         return value
 
@@ -303,7 +305,7 @@ class Graph:
         if value.uses:
             raise IRError(f"cannot drop %{value.name}: it is used")
         spec = self.inputs.pop(value)
-        self._taken.discard(spec)
+        self.taken.discard(spec)
         self.body.args.remove(value)
         if spec.kind == "param":
             self.weights.remove(spec.name)
@@ -326,7 +328,10 @@ class Graph:
 
         The result types are derived by torch's meta kernels unless they are given.
         """
-        home = before.block if before is not None else (block or self.body)
+        if before is not None:
+            home = before.block
+        else:
+            home = self.body if block is None else block  # an empty block is falsy
         if home is None:
             raise IRError("cannot insert before a node that was erased")
         if origin is None:
@@ -340,7 +345,7 @@ class Graph:
         )
         for value in node.operands:
             value.uses[node] = None
-        home._link(node, before)
+        home.link(node, before)
         self.version += 1
         return node
 
@@ -364,14 +369,16 @@ class Graph:
             value.uses[node] = None
         self.version += 1
 
-    def replace(self, old: Value, new: Value) -> None:
-        """Let every reader of ``old`` read ``new``, which must have the same type."""
+    def replace(self, old: Value, new: Arg) -> None:
+        """Let every reader of ``old`` read ``new``: a value of the same type, or a literal for a scalar."""
         if old is new:
             return
-        if old.type != new.type:
+        if isinstance(new, Value) and old.type != new.type:
             raise IRError(
                 f"replacement changes the type of %{old.name}: {old.type} -> {new.type}", where=str(old.origin)
             )
+        if not isinstance(new, Value) and isinstance(old.type, TensorType):
+            raise IRError(f"a literal cannot stand for the tensor %{old.name}", where=str(old.origin))
         for user in tuple(old.uses):
             args = tuple(map_values(a, lambda v: new if v is old else v) for a in user.args)
             kwargs = {k: map_values(a, lambda v: new if v is old else v) for k, a in user.kwargs.items()}
@@ -385,7 +392,7 @@ class Graph:
             raise IRError(f"{node.op.name} was erased before", where=str(node.origin))
         for value in node.operands:
             value.uses.pop(node, None)
-        node.block._unlink(node)
+        node.block.unlink(node)
         self.version += 1
 
     def set_hint(self, node: Node, key: str, value: int | str) -> None:

@@ -7,6 +7,7 @@ list of functions.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,6 +30,7 @@ _FUNCTIONS: Mapping[str, Callable[..., sympy.Expr]] = {
     "ToFloat": torch_functions.ToFloat,
     "FloorToInt": torch_functions.FloorToInt,
 }
+_DATA_SYMBOL = re.compile(r"(u|zuf)\d+")
 _MAX_TEXT = 400
 _MAX_POWER = 16
 
@@ -54,8 +56,8 @@ def symbol(name: str) -> sympy.Symbol:
 
 
 def is_data_symbol(name: str) -> bool:
-    """Whether a symbol stands for a size that depends on the data (``u0``, ``u1``, ...)."""
-    return name[:1] == "u" and name[1:].isdigit()
+    """Whether a symbol stands for a number that depends on the data: ``u0``, or ``zuf0`` for a float."""
+    return _DATA_SYMBOL.fullmatch(name) is not None
 
 
 def simplify(expression: "Dim | sympy.Integer") -> Dim:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import sympy
 import torch
+from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
@@ -67,7 +68,8 @@ class Typer:
         assert self._env is not None and node.op.target is not None
         before = dict(self._env.replacements)
         try:
-            with self._mode, torch.no_grad():
+            # with the Python dispatcher, as torch.export: some C++ kernels would fix symbols to their hints
+            with self._mode, torch.no_grad(), enable_python_dispatcher():
                 args = [self._fake(a) for a in node.args]
                 kwargs = {k: self._fake(v) for k, v in node.kwargs.items()}
                 results = node.op.target(*args, **kwargs)

@@ -11,7 +11,8 @@ from ir.core import Arg, Block, Graph, Node, Value
 from ir.errors import IRError
 from ir.ops import COND, RETURN, WHILE
 
-Watcher = Callable[[Node, Sequence[Any]], None]
+Watcher = Callable[[Node, Sequence[Any], Sequence[Any]], None]
+"""Sees a node, the arguments it was given and the results it gave."""
 
 
 def interpret(
@@ -22,7 +23,7 @@ def interpret(
     Args:
         graph: the graph; its weights must hold a tensor for each param.
         inputs: a tensor per user input and per state, by name.
-        watch: called after each node with its results (observers, traces).
+        watch: called after each node (observers, traces).
 
     Returns:
         A tensor per output; a state comes back under ``state:NAME``.
@@ -48,13 +49,14 @@ def run_block(block: Block, inputs: Sequence[Any], watch: Watcher | None = None)
     for node in block:
         if node.op is RETURN:
             return [_read(a, env) for a in node.args]
-        results = run_node(node, [_read(a, env) for a in node.args], {k: _read(a, env) for k, a in node.kwargs.items()}, watch)
+        args = [_read(a, env) for a in node.args]
+        results = run_node(node, args, {k: _read(a, env) for k, a in node.kwargs.items()}, watch)
         for value, result in zip(node.results, results, strict=True):
             if value.uses:
                 env[value] = result
                 left[value] = len(value.uses)
         if watch is not None:
-            watch(node, results)
+            watch(node, args, results)
         for value in dict.fromkeys(node.operands):
             if value not in kept:
                 left[value] -= 1

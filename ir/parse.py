@@ -104,7 +104,7 @@ class _Line:
         word = self.take()
         if word == "none":
             return NoneType()
-        if word in DTYPES:
+        if word in DTYPES and self.peek() == "[":
             self.take("[")
             return TensorType(DTYPES[word], self._dims("]"))
         if word in ("int", "float", "bool"):

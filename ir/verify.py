@@ -18,7 +18,7 @@ class Fact(Enum):
 
     WELL_FORMED = "values are defined once, before their uses; use lists are true; regions fit"
     TYPED = "each result has the type that torch derives from the operands"
-    CANONICAL = "one spelling per idea: views are reshape, no-op casts and copies are gone"
+    CANONICAL_VIEWS = "views are spelled reshape and permute"
     NO_DEAD_NODES = "every pure node reaches the return"
 
 
@@ -144,26 +144,23 @@ def _no_dead_nodes(graph: Graph) -> None:
             raise _fail(graph, node, f"{node.op.name} is dead")
 
 
-_REDUNDANT = {
+_OTHER_SPELLINGS = {
     "aten.view.default": "aten.reshape.default",
     "aten._unsafe_view.default": "aten.reshape.default",
-    "aten.contiguous.default": "nothing",
-    "aten.alias.default": "nothing",
-    "aten.detach.default": "nothing",
-    "aten.clone.default": "nothing",
-    "aten.lift_fresh_copy.default": "nothing",
+    "aten.transpose.int": "aten.permute.default",
+    "aten.t.default": "aten.permute.default",
 }
 
 
-def _canonical(graph: Graph) -> None:
+def _canonical_views(graph: Graph) -> None:
     for node in graph.walk():
-        if node.op.name in _REDUNDANT:
-            raise _fail(graph, node, f"{node.op.name} should be spelled {_REDUNDANT[node.op.name]}")
+        if node.op.name in _OTHER_SPELLINGS:
+            raise _fail(graph, node, f"{node.op.name} should be spelled {_OTHER_SPELLINGS[node.op.name]}")
 
 
 _CHECKS: Mapping[Fact, Callable[[Graph], None]] = {
     Fact.WELL_FORMED: _well_formed,
     Fact.TYPED: _typed,
-    Fact.CANONICAL: _canonical,
+    Fact.CANONICAL_VIEWS: _canonical_views,
     Fact.NO_DEAD_NODES: _no_dead_nodes,
 }

@@ -1,0 +1,186 @@
+"""What an artifact says about itself: ``Manifest`` and its text, ``manifest.json``.
+
+``Manifest.text`` writes, ``compiler.artifact.strict.read_manifest`` reads back exactly.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any, TypeAlias
+
+from compiler.artifact.machine import Machine
+from ir import DimRange, Graph, NoneType, PenstockError, ScalarType, TensorType, Type, show_dim
+from ir.types import DTYPE_NAMES
+
+SCHEMA = 1
+FORMAT = "penstock-artifact"
+MANIFEST = "manifest.json"
+SEAL = "manifest.sha256"
+"""Holds the digest of ``manifest.json``, as ``sha256sum -c`` reads it, so that every byte is covered."""
+BEFORE, AFTER = "before.ir", "after.ir"
+STATES = "states.safetensors"
+"""Initial content of the states; absent when the model came with none."""
+
+Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Record: TypeAlias = Mapping[str, Any]
+"""A plain mapping of JSON values: whatever the caller wants to keep."""
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """One tensor that goes in or comes out.
+
+    Attributes:
+        kind: ``input`` or ``state`` on the way in, ``output`` or ``state`` on the way out.
+        name: as the user named it.
+        dtype: a name of ``ir.types.DTYPES``; an output may be ``none`` (the model returns None there).
+        shape: each dim as ``ir.show_dim`` writes it.
+    """
+
+    kind: str
+    name: str
+    dtype: str
+    shape: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype}[{', '.join(self.shape)}]"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineChoice:
+    """The engine that runs the artifact; ``threads`` of ``None`` is the engine's own choice."""
+
+    name: str
+    version: str
+    threads: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FileFact:
+    """Digest and size of one file."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """All that an artifact says about itself, beside its files.
+
+    Attributes:
+        name: of the model, for people.
+        engine: who runs the payload.
+        inputs, outputs: in the order of the graph's arguments and results.
+        dims: bounds of each symbol in the shapes.
+        machine: what the payload needs of the processor.
+        target: name of the hardware it was compiled for.
+        recipe: text of the recipe, enough to compile again.
+        passes: one record per pass, in order.
+        measurements: loss, speed-up, baseline, tier.
+        made_from: components of the cache key: digests of all that went in (``compiler.cache``).
+        files: filled by ``seal``; every file except the manifest and its seal.
+        created: UTC.
+        penstock: version that wrote it.
+        schema: version of this record.
+    """
+
+    name: str
+    engine: EngineChoice
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    dims: Mapping[str, DimRange] = field(default_factory=dict)
+    machine: Machine = Machine()
+    target: str = ""
+    recipe: str = ""
+    passes: tuple[Record, ...] = ()
+    measurements: Record = field(default_factory=dict)
+    made_from: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, FileFact] = field(default_factory=dict)
+    created: str = field(default_factory=lambda: now())
+    penstock: str = field(default_factory=lambda: penstock_version())
+    schema: int = SCHEMA
+
+    @property
+    def states(self) -> tuple[Port, ...]:
+        """The inputs that are carried from call to call."""
+        return tuple(port for port in self.inputs if port.kind == "state")
+
+    def text(self) -> str:
+        """Content of ``manifest.json``.
+
+        Raises:
+            PenstockError: a record holds what JSON cannot carry (a NaN, a tensor).
+        """
+        try:
+            return json.dumps(self._plain(), indent=1, allow_nan=False) + "\n"
+        except (TypeError, ValueError, RecursionError) as error:
+            raise PenstockError(f"the manifest of {self.name!r} cannot be written as JSON: {error}") from error
+
+    def _plain(self) -> dict[str, Json]:
+        return {
+            "format": FORMAT,
+            "schema": self.schema,
+            "penstock": self.penstock,
+            "name": self.name,
+            "created": self.created,
+            "target": self.target,
+            "recipe": self.recipe,
+            "engine": {"name": self.engine.name, "version": self.engine.version, "threads": self.engine.threads},
+            "machine": {"arch": self.machine.arch, "flags": list(self.machine.flags)},
+            "dims": {name: [bounds.min, bounds.max] for name, bounds in self.dims.items()},
+            "inputs": [_plain_port(port) for port in self.inputs],
+            "outputs": [_plain_port(port) for port in self.outputs],
+            "passes": [dict(record) for record in self.passes],
+            "measurements": dict(self.measurements),
+            "made_from": dict(self.made_from),
+            "files": {name: {"sha256": fact.sha256, "bytes": fact.bytes} for name, fact in self.files.items()},
+        }
+
+
+def _plain_port(port: Port) -> dict[str, Json]:
+    return {"kind": port.kind, "name": port.name, "dtype": port.dtype, "shape": list(port.shape)}
+
+
+def ports(graph: Graph) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+    """Inputs (states among them) and outputs of a graph, in its order."""
+    inputs = tuple(
+        _port(spec.kind, spec.name, value.type) for value, spec in graph.inputs.items() if spec.kind != "param"
+    )
+    outputs = []
+    for output, arg in zip(graph.outputs, graph.body.returned.args, strict=True):
+        # a literal (None, 3) may be returned too; it has no type of its own
+        outputs.append(_port(output.kind, output.name, getattr(arg, "type", None) or _literal_type(arg)))
+    return inputs, tuple(outputs)
+
+
+def _literal_type(arg: object) -> Type:
+    return NoneType() if arg is None else ScalarType(type(arg).__name__)
+
+
+def _port(kind: str, name: str, type_: Type) -> Port:
+    match type_:
+        case TensorType():
+            return Port(kind, name, DTYPE_NAMES[type_.dtype], tuple(map(show_dim, type_.shape)))
+        case ScalarType():  # an engine hands a number out as a tensor without dims
+            return Port(kind, name, {"int": "i64", "float": "f64"}.get(type_.kind, type_.kind), ())
+        case NoneType():
+            return Port(kind, name, "none", ())
+
+
+def now() -> str:
+    """UTC to the second; ``SOURCE_DATE_EPOCH`` fixes it, for reproducible artifacts."""
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(int(epoch) if epoch.isdigit() else None))
+
+
+def penstock_version() -> str:
+    """Version of the installed package; a bare checkout has none."""
+    try:
+        return metadata.version("penstock")
+    except metadata.PackageNotFoundError:
+        return "0+checkout"

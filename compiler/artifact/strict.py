@@ -1,0 +1,297 @@
+"""Reads ``manifest.json``, believing nothing: each fault is one UntrustedError that names the key."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from compiler.artifact.machine import Machine
+from compiler.artifact.manifest import (
+    AFTER,
+    BEFORE,
+    FORMAT,
+    MANIFEST,
+    SCHEMA,
+    SEAL,
+    EngineChoice,
+    FileFact,
+    Manifest,
+    Port,
+    penstock_version,
+)
+from backends.base import WEIGHTS_FILE
+from ir import DimRange, ParseError, UntrustedError, symbols_of
+from ir.dims import parse_dim
+from ir.types import DTYPES
+
+MAX_BYTES = 16 << 20
+"""Of ``manifest.json``."""
+MAX_FILES = 64
+_MAX_FILE_BYTES = 1 << 46
+_MAX_PORTS = 4096
+_MAX_RANK = 64
+_MAX_LINE = 500
+_MAX_TEXT = 1 << 20
+_MAX_POWERS = 4  # in one dim: towers of powers take for ever to evaluate
+# Lower case only: names that differ in case alone would be one file elsewhere. No slash, no leading dot.
+_FILE_NAME = re.compile(r"[a-z0-9_][a-z0-9_.-]{0,99}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+_SYMBOL = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
+_AGAIN = "compile the model again, or fetch an unchanged copy of the artifact"
+_REQUIRED = (BEFORE, AFTER, WEIGHTS_FILE)
+
+T = TypeVar("T")
+
+
+def read_manifest(text: str | bytes) -> Manifest:
+    """The manifest that a text describes.
+
+    Raises:
+        UntrustedError: it is not one, is of another version, or says what cannot be.
+    """
+    root = _Object(_json(text), "")
+    if root.raw.get("format") != FORMAT:
+        raise UntrustedError(f"{MANIFEST}: not the manifest of a Penstock artifact", hint=_AGAIN)
+    _check_version(root.raw)
+    root.text("format")
+    root.whole("schema", 0, SCHEMA)
+    dims = root.mapping("dims", _bounds)
+    manifest = Manifest(
+        penstock=root.text("penstock"),
+        name=root.text("name"),
+        created=root.matching("created", _TIME),
+        target=root.text("target"),
+        recipe=root.text("recipe", _MAX_TEXT, lines=True),
+        engine=_engine(root.child("engine")),
+        machine=_machine(root.child("machine")),
+        dims=dims,
+        inputs=_ports(root, "inputs", ("input", "state"), dims),
+        outputs=_ports(root, "outputs", ("output", "state"), None),
+        passes=tuple(root.list("passes", _record)),
+        measurements=root.take("measurements", dict),
+        made_from=root.mapping("made_from", _line),
+        files=root.mapping("files", _file, MAX_FILES),
+    )
+    root.done()
+    for name in _REQUIRED:
+        if name not in manifest.files:
+            raise _fault("files", f"lists no {name}")
+    return manifest
+
+
+def check_file_name(name: str) -> bool:
+    """Whether a file may have that name within an artifact."""
+    return bool(_FILE_NAME.fullmatch(name)) and ".." not in name and name not in (MANIFEST, SEAL)
+
+
+def _fault(at: str, what: str) -> UntrustedError:
+    return UntrustedError(f"{MANIFEST}: {at or 'the whole'}: {what}", hint=_AGAIN)
+
+
+def _json(text: str | bytes) -> object:
+    if len(text) > MAX_BYTES:
+        raise _fault("", f"{len(text)} bytes are more than {MAX_BYTES}")
+    try:
+        decoded = text.decode("utf-8") if isinstance(text, bytes) else text
+        raw = json.loads(
+            decoded, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_short
+        )
+        json.dumps(raw, ensure_ascii=False).encode("utf-8")  # a lone surrogate could not be printed
+    except (ValueError, RecursionError) as error:
+        raise _fault("", f"not valid JSON: {str(error)[:_MAX_LINE]}") from error
+    return raw
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} stands twice")
+    return found
+
+
+def _no_constant(text: str) -> Any:
+    raise ValueError(f"{text} is no JSON number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"the number {text} is too large")
+    return number
+
+
+def _short(text: str) -> int:
+    if len(text) > 20:
+        raise ValueError(f"the number {text[:20]}... is too long")
+    return int(text)
+
+
+def _check_version(raw: dict[str, Any]) -> None:
+    schema = raw.get("schema")
+    if schema == SCHEMA and type(schema) is int:
+        return
+    writer = str(raw.get("penstock"))[:40]
+    raise UntrustedError(
+        f"{MANIFEST}: artifact schema {str(schema)[:40]} (written by Penstock {writer}); "
+        f"this Penstock {penstock_version()} reads schema {SCHEMA}",
+        hint=f"compile the model again with this Penstock, or load it with Penstock {writer}",
+    )
+
+
+class _Object:
+    """A JSON object whose keys are taken one by one; what is left over is an error."""
+
+    def __init__(self, raw: object, at: str) -> None:
+        self.at = at
+        self.raw: dict[str, Any] = _expect(raw, dict, at)
+        self._left = dict(self.raw)
+
+    def path(self, key: str) -> str:
+        return f"{self.at}.{key}" if self.at else key
+
+    def take(self, key: str, kind: type[T]) -> T:
+        if key not in self._left:
+            raise _fault(self.path(key), "is missing")
+        return _expect(self._left.pop(key), kind, self.path(key))
+
+    def text(self, key: str, limit: int = _MAX_LINE, *, lines: bool = False) -> str:
+        return _line(self.take(key, str), self.path(key), limit, lines=lines)
+
+    def matching(self, key: str, pattern: re.Pattern[str]) -> str:
+        found = self.take(key, str)
+        if not pattern.fullmatch(found):
+            raise _fault(self.path(key), f"{found[:80]!r} is not of the form {pattern.pattern}")
+        return found
+
+    def whole(self, key: str, low: int, high: int) -> int:
+        found = self.take(key, int)
+        if not low <= found <= high:
+            raise _fault(self.path(key), f"{found} is not within [{low}, {high}]")
+        return found
+
+    def child(self, key: str) -> _Object:
+        return _Object(self.take(key, dict), self.path(key))
+
+    def list(self, key: str, read: Callable[[object, str], T], limit: int = _MAX_PORTS) -> list[T]:
+        items: list[object] = self.take(key, list)
+        if len(items) > limit:
+            raise _fault(self.path(key), f"{len(items)} entries are more than {limit}")
+        return [read(item, f"{self.path(key)}[{index}]") for index, item in enumerate(items)]
+
+    def mapping(self, key: str, read: Callable[[object, str], T], limit: int = _MAX_PORTS) -> dict[str, T]:
+        items: dict[str, object] = self.take(key, dict)
+        if len(items) > limit:
+            raise _fault(self.path(key), f"{len(items)} entries are more than {limit}")
+        return {name: read(item, f"{self.path(key)}.{name[:100]}") for name, item in items.items()}
+
+    def done(self) -> None:
+        if self._left:
+            raise _fault(self.path(next(iter(self._left))[:100]), "is not a known key")
+
+
+def _expect(raw: object, kind: type[T], at: str) -> T:
+    if type(raw) is not kind:  # exactly: True is no number here
+        names = {dict: "an object", list: "a list", str: "a text", int: "a whole number"}
+        raise _fault(at, f"expected {names[kind]}, found {type(raw).__name__}")
+    return raw
+
+
+def _line(raw: object, at: str, limit: int = _MAX_LINE, *, lines: bool = False) -> str:
+    text = _expect(raw, str, at)
+    if len(text) > limit:
+        raise _fault(at, f"{len(text)} characters are more than {limit}")
+    # control characters could forge what a terminal shows
+    visible = text.replace("\n", "").replace("\t", "") if lines else text
+    if not visible.isprintable():
+        raise _fault(at, "holds control characters")
+    return text
+
+
+def _record(raw: object, at: str) -> dict[str, Any]:
+    return _expect(raw, dict, at)
+
+
+def _bounds(raw: object, at: str) -> DimRange:
+    if not _SYMBOL.fullmatch(at.removeprefix("dims.")):
+        raise _fault(at, "is no name of a dim")
+    pair = _expect(raw, list, at)
+    if len(pair) != 2:
+        raise _fault(at, "expected [min, max]")
+    low = _expect(pair[0], int, at)
+    high = None if pair[1] is None else _expect(pair[1], int, at)
+    if low < 0 or (high is not None and high < low):
+        raise _fault(at, f"no size is within [{low}, {high}]")
+    return DimRange(low, high)
+
+
+def _engine(raw: _Object) -> EngineChoice:
+    name, version = raw.text("name"), raw.text("version")
+    threads = None if raw.raw.get("threads", 0) is None else raw.raw.get("threads")
+    if threads is None:
+        raw.take("threads", type(None))
+    else:
+        threads = raw.whole("threads", 1, 1 << 16)
+    raw.done()
+    return EngineChoice(name, version, threads)
+
+
+def _machine(raw: _Object) -> Machine:
+    machine = Machine(raw.text("arch"), tuple(raw.list("flags", _line)))
+    raw.done()
+    return machine
+
+
+def _file(raw: object, at: str) -> FileFact:
+    name = at.removeprefix("files.")
+    if not check_file_name(name):
+        raise _fault("files", f"{name[:100]!r} is no name of a file in an artifact")
+    entry = _Object(raw, at)
+    fact = FileFact(entry.matching("sha256", _SHA256), entry.whole("bytes", 0, _MAX_FILE_BYTES))
+    entry.done()
+    return fact
+
+
+def _ports(
+    root: _Object, key: str, kinds: tuple[str, str], dims: dict[str, DimRange] | None
+) -> tuple[Port, ...]:
+    """Ports of one direction; of the inputs, every symbol must be declared in ``dims``."""
+
+    def read(raw: object, at: str) -> Port:
+        entry = _Object(raw, at)
+        port = Port(
+            entry.text("kind"), entry.text("name"), entry.text("dtype"), tuple(entry.list("shape", _line, _MAX_RANK))
+        )
+        entry.done()
+        if port.kind not in kinds:
+            raise _fault(f"{at}.kind", f"{port.kind!r} is neither {kinds[0]} nor {kinds[1]}")
+        if port.dtype not in DTYPES and not (port.dtype == "none" and dims is None):
+            raise _fault(f"{at}.dtype", f"{port.dtype!r} is no element type")
+        for text in port.shape:
+            _check_dim(text, f"{at}.shape", dims)
+        return port
+
+    found = tuple(root.list(key, read))
+    seen: set[str] = set()
+    for port in found:
+        label = f"{port.kind} {port.name}" if dims is None else port.name
+        if label in seen:  # an output may share the name of a state, inputs go to the engine by name alone
+            raise _fault(key, f"two are named {port.name!r}")
+        seen.add(label)
+    return found
+
+
+def _check_dim(text: str, at: str, dims: dict[str, DimRange] | None) -> None:
+    if text.count("Pow(") > _MAX_POWERS:
+        raise _fault(at, f"too many powers in {text[:80]!r}")
+    try:
+        dim = parse_dim(text)
+    except ParseError as error:
+        raise _fault(at, error.what[:_MAX_LINE]) from error
+    unknown = sorted(symbols_of(dim) - set(dims)) if dims is not None else []
+    if unknown:
+        raise _fault(at, f"{text!r} names {unknown[0]!r}, which dims does not declare")

@@ -1,0 +1,35 @@
+"""Every pass, in the order of ``penstock passes``. A new one is a file, a line here, and a test."""
+
+from passes.base import Pass, Remark, Samples, Tolerance, remark
+from passes.canonicalize_scalars import CanonicalizeScalars
+from passes.canonicalize_views import CanonicalizeViews
+from passes.cast_compute import CastCompute
+from passes.drop_dead_nodes import DropDeadNodes
+from passes.fold_constants import FoldConstants
+from passes.mark_fusion import MarkFusion
+from passes.match_attention import MatchAttention
+from passes.match_rms_norm import MatchRmsNorm
+from passes.merge_common_nodes import MergeCommonNodes
+from passes.options import parse_passes, show_pass
+from passes.quantize import Quantize
+from passes.remove_no_ops import RemoveNoOps
+
+PASSES: tuple[type[Pass], ...] = (
+    CanonicalizeViews,
+    CanonicalizeScalars,
+    RemoveNoOps,
+    MatchRmsNorm,
+    MatchAttention,
+    FoldConstants,
+    MergeCommonNodes,
+    DropDeadNodes,
+    CastCompute,
+    Quantize,
+    MarkFusion,
+)
+
+__all__ = [
+    "PASSES", "CanonicalizeScalars", "CanonicalizeViews", "CastCompute", "DropDeadNodes", "FoldConstants",
+    "MarkFusion", "MatchAttention", "MatchRmsNorm", "MergeCommonNodes", "Pass", "Quantize", "Remark",
+    "RemoveNoOps", "Samples", "Tolerance", "parse_passes", "remark", "show_pass",
+]  # fmt: skip
