@@ -9,30 +9,33 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import sympy
 import torch
-from torch import fx, nn
+from torch import nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
-from torch.utils import _pytree as pytree
 
+from compiler.dynamic_dims import check_smallest, derived_dims, dim_names, keep_ranges, narrowed
+from compiler.eager import run_eager
+from compiler.functional import functional
 from compiler.inputs import BoundInputs, bind_inputs, leaf_names
-from compiler.refusals import collect_faults, unsupported
-from compiler.spec import Dim, ModelSpec
-from ir import DimRange, Graph, evaluate, interpret
+from compiler.refusals import collect_faults, place_of, unsupported
+from compiler.spec import ModelSpec
+from ir import Graph
 from ir.errors import PenstockError, UnsupportedError, UntrustedError, UsageError
 from ir.exported import import_program
 
-log = logging.getLogger(__name__)
-
-_SUGGESTION = re.compile(r"^\s*(\w+) = (.+)$", re.MULTILINE)
-_DERIVED = re.compile(r"^(?:(\d+)\*)?(_\w+)(?: ([+-]) (\d+))?$")
-_TORCH_LOGS = ("torch.fx.experimental.symbolic_shapes", "torch.export._draft_export", "torch._export.non_strict_utils")
+_TORCH_LOGS = (
+    "torch.fx.experimental.symbolic_shapes",
+    "torch._export.non_strict_utils",
+    "torch._dynamo",
+    "torch.export",
+    "torch._subclasses.fake_tensor",
+)
 
 
 def capture(
@@ -69,11 +72,147 @@ def capture(
     bound = bind_inputs(model, example_inputs, dynamic_shapes)
     _check_device(model, bound)
     with _evaluating(model), torch.no_grad(), _quiet():
-        program, derived = _export(model, bound)
-        program = _functional(program, model, bound)
-        dim_names = _dim_names(program, bound, derived)
-        names = dict(zip(_user_placeholders(program), leaf_names(program.call_spec.in_spec, bound), strict=True))
-        graph = import_program(program, name or type(model).__name__, dim_names, names)
-        _keep_ranges(graph, bound, derived)
-        _check_smallest(graph, model, bound, derived)
+        program = functional(_export(model, bound))
+        placeholders = _user_placeholders(program)
+        input_names = dict(zip(placeholders, leaf_names(program.call_spec.in_spec, bound), strict=True))
+        sizes = {input_names[p]: shape for p, shape in placeholders.items()}
+        symbols = dim_names(sizes, bound)
+        graph = import_program(program, name or type(model).__name__, symbols, input_names)
+        keep_ranges(graph, bound)
+        check_smallest(graph, model, bound)
     return graph
+
+
+def capture_file(path: str | Path, *, trust_pickle: bool = False, name: str = "") -> Graph:
+    """The graph of a ``.pt2`` file that ``torch.export.save`` wrote.
+
+    Args:
+        path: the file.
+        trust_pickle: the caller knows where the file comes from. ``torch.export.load`` runs code that the file
+            holds: a pickle of sample inputs, and sizes that are evaluated as text.
+        name: of the graph; the file's name when empty.
+
+    Raises:
+        UntrustedError: the file is not trusted, or torch cannot read it.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UsageError(f"no such file: {file}")
+    if not trust_pickle:
+        raise UntrustedError(
+            f"{file} is a torch.export file, and reading one can run code that it holds "
+            "(torch.export.load unpickles, and evaluates sizes as text)",
+            hint="compile the Python model instead, or say --trust-pickle if you know where the file comes from",
+        )
+    try:
+        program = torch.export.load(file)
+    except Exception as error:  # (a foreign file can fail in any way)
+        raise UntrustedError(f"torch.export cannot read {file}: {error}") from error
+    with torch.no_grad(), _quiet():
+        return import_program(functional(program), name or file.stem)
+
+
+# --- export ---------------------------------------------------------------------------------------
+
+
+def _export(model: nn.Module, bound: BoundInputs) -> ExportedProgram:
+    """The program with every dim as dynamic as asked for; or an error that says which is not, and why."""
+    dims = {name: torch.export.Dim(name, min=dim.min, max=dim.max) for name, dim in bound.dims.items()}
+    try:
+        return _trace(model, bound, dims)
+    except Exception as error:  # noqa: BLE001  (export runs the user's model: anything can come out)
+        if not _about_dims(error):
+            raise _refusal(model, bound, dims, error) from error
+        narrowed = error
+    derived = derived_dims(str(narrowed), bound)
+    attempts = [(derived, False), (dims, True), (derived, True)] if derived else [(dims, True)]
+    for made, deferred in attempts:
+        with contextlib.suppress(Exception):  # the first error is the one that explains
+            return _trace(model, bound, made, deferred)
+    raise narrowed(str(narrowed), bound) from narrowed
+
+
+def _trace(
+    model: nn.Module, bound: BoundInputs, dims: Mapping[str, Any], deferred: bool = False
+) -> ExportedProgram:
+    return torch.export.export(
+        model,
+        bound.args,
+        dict(bound.kwargs),
+        dynamic_shapes=bound.torch_shapes(dims) if bound.dims else None,
+        strict=False,
+        prefer_deferred_runtime_asserts_over_guards=deferred,
+    )
+
+
+def _about_dims(error: Exception) -> bool:
+    return "Constraints violated" in str(error) or "constraint" in str(getattr(error, "error_type", "")).lower()
+
+
+def _refusal(model: nn.Module, bound: BoundInputs, dims: Mapping[str, Any], error: Exception) -> PenstockError:
+    """Why a model cannot be exported: its own fault on these inputs, or all that torch.export cannot follow."""
+    try:
+        run_eager(model, bound.args, bound.kwargs)
+    except Exception as own:  # noqa: BLE001  (the user's model: anything can come out)
+        return UnsupportedError(
+            f"the model itself fails on the example inputs: {type(own).__name__}: {own}",
+            where=str(place_of(own)),
+            hint="model(**example_inputs) must work before it can be captured",
+        )
+    return unsupported(collect_faults(lambda: _trace(model, bound, dims), error))
+
+
+# --- around it ------------------------------------------------------------------------------------
+
+
+def _user_placeholders(program: ExportedProgram) -> dict[str, Sequence[Any]]:
+    """Shape of each user input's placeholder (empty for a constant), in order."""
+    values = {n.name: n.meta.get("val") for n in program.graph.nodes if n.op == "placeholder"}
+    return {
+        spec.arg.name: getattr(values.get(spec.arg.name), "shape", ())
+        for spec in program.graph_signature.input_specs
+        if spec.kind is InputKind.USER_INPUT
+    }
+
+
+def _check_device(model: nn.Module, bound: BoundInputs) -> None:
+    tensors = {f"weight {n}": t for n, t in [*model.named_parameters(), *model.named_buffers()]}
+    tensors |= {f"input {leaf.label}": leaf.tensor for leaf in bound.leaves}
+    empty = [n for n, t in tensors.items() if t.is_meta]
+    if empty:
+        raise UsageError(f"without data (meta device): {_some(empty)}", hint="load the weights first")
+    away = [n for n, t in tensors.items() if t.device.type != "cpu"]
+    if away:
+        raise UsageError(f"not on the CPU: {_some(away)}", hint='model.to("cpu"), and the example inputs too')
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode, and each module's own mode again afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torch's own running commentary: what matters comes back as one error."""
+    loggers = [logging.getLogger(name) for name in _TORCH_LOGS]
+    before = [logger.disabled for logger in loggers]
+    for logger in loggers:
+        logger.disabled = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, state in zip(loggers, before, strict=True):
+            logger.disabled = state

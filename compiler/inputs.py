@@ -103,6 +103,15 @@ def bind_inputs(
     )
 
 
+def leaf_names(in_spec: Any, bound: BoundInputs) -> list[str]:
+    """The name of each input of an exported program, in its order."""
+    count = in_spec.num_leaves
+    args, kwargs = pytree.tree_unflatten(list(range(count)), in_spec)
+    named = dict(zip(bound.named, args, strict=False)) | kwargs
+    names = {leaf: "_".join(map(str, keys)) for keys, leaf in _walk(named)}
+    return [names[i] for i in range(count)]
+
+
 def _named(parameters: Mapping[str, inspect.Parameter], inputs: Any) -> dict[str, Any]:
     if isinstance(inputs, Mapping):
         return dict(inputs)

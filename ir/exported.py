@@ -23,34 +23,44 @@ from ir.errors import IRError, UnsupportedError
 from ir.ops import COND, RETURN, WHILE, Op, op_of
 from ir.types import NoneType, ScalarType, TensorType, Type
 
+_TORCH = os.path.dirname(torch.__file__) + os.sep
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _REGION_OPS = {"cond": COND, "while_loop": WHILE}
 _INPUT_KINDS = {InputKind.PARAMETER: "param", InputKind.BUFFER: "param", InputKind.CONSTANT_TENSOR: "param"}
 
 
-def import_program(program: ExportedProgram, name: str, dim_names: Mapping[str, str] | None = None) -> Graph:
+def import_program(
+    program: ExportedProgram,
+    name: str,
+    dim_names: Mapping[str, str] | None = None,
+    input_names: Mapping[str, str] | None = None,
+) -> Graph:
     """The graph of an exported program.
 
     Args:
         program: as ``torch.export.export`` made it; functional (see ``compiler.capture``).
         name: name of the graph.
         dim_names: the user's name for each of torch's symbols.
+        input_names: the user's name for each user input's placeholder; torch writes those in lower case.
 
     Raises:
         UnsupportedError: lists every construct that the IR cannot carry.
     """
-    return _Importer(program, name, dim_names or {}).graph()
+    return _Importer(program, name, dim_names or {}, input_names or {}).graph()
 
 
 class _Importer:
-    def __init__(self, program: ExportedProgram, name: str, dim_names: Mapping[str, str]) -> None:
+    def __init__(
+        self, program: ExportedProgram, name: str, dim_names: Mapping[str, str], input_names: Mapping[str, str]
+    ) -> None:
         self._program = program
         self._names = dim_names
+        self._input_names = input_names
         self._faults: list[str] = []
         self._seen: dict[tuple[Any, ...], Value] = {}
         dims = {}
         for sym, bounds in program.range_constraints.items():
-            if not is_data_symbol(str(sym)):
+            if sym.is_Symbol and not is_data_symbol(str(sym)):  # a bound of 2*n follows from that of n
                 upper = bounds.upper
                 limit = int(upper) if getattr(upper, "is_Integer", False) else None
                 if limit is not None and limit >= 2**62:
@@ -83,7 +93,8 @@ class _Importer:
             env[node] = spec.arg.value
         elif spec.kind is InputKind.USER_INPUT:
             kind = "state" if spec.arg.name in mutated else "input"
-            env[node] = self._graph.add_input(kind, node.name, self._type(node.meta["val"]))
+            name = self._input_names.get(node.name, node.name)
+            env[node] = self._graph.add_input(kind, name, self._type(node.meta["val"]))
         elif spec.kind in _INPUT_KINDS:
             source = self._program.state_dict
             if spec.target not in source:
@@ -130,7 +141,7 @@ class _Importer:
             if isinstance(source, tuple):
                 env[node] = source[node.args[1]]  # type: ignore[index]
                 return
-        origin = _origin(node)
+        origin = origin_of(node)
         kind = _REGION_OPS.get(target.name()) if isinstance(target, torch._ops.HigherOrderOperator) else None
         if kind is not None:
             env[node] = self._region_node(module, node, kind, block, env, origin)
@@ -200,7 +211,10 @@ class _Importer:
             if spec.kind is OutputKind.USER_OUTPUT:
                 outputs.append(Output("output", next(user_names)))
             elif spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION):
-                outputs.append(Output("state", str(spec.target)))
+                target = str(spec.target)
+                if spec.kind is OutputKind.USER_INPUT_MUTATION:
+                    target = self._input_names.get(target, target)
+                outputs.append(Output("state", target))
             else:
                 self._faults.append(f"  - output of kind {spec.kind.name}\n    hint: return plain tensors")
                 outputs.append(Output("output", next(user_names)))
@@ -254,17 +268,18 @@ def _output_names(program: ExportedProgram, at_most: int) -> list[str]:
     return names
 
 
-def _origin(node: fx.Node) -> Origin:
+def origin_of(node: fx.Node) -> Origin:
+    """Module path and innermost line outside of torch."""
     stack = list(node.meta.get("nn_module_stack", {}).values())
     path = str(stack[-1][0]) if stack else ""
     path = "" if path.startswith("_empty_nn_module_stack") else path
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    own = [frame for frame in frames if "/torch/" not in frame[0]]  # the user's line, not torch's own
-    line = f"{_short(own[-1][0])}:{own[-1][1]}" if own else ""
+    own = [frame for frame in frames if not frame[0].startswith(_TORCH)]  # the user's line, not torch's own
+    line = f"{short_path(own[-1][0])}:{own[-1][1]}" if own else ""
     return Origin(path, line)
 
 
-def _short(path: str) -> str:
+def short_path(path: str) -> str:
     """A source path that tells a reader where to look, and a stranger nothing about the machine."""
     for marker in ("site-packages/", "dist-packages/"):
         if marker in path:

@@ -13,6 +13,7 @@ from passes.merge_common_nodes import MergeCommonNodes
 from passes.options import parse_passes, show_pass
 from passes.quantize import Quantize
 from passes.remove_no_ops import RemoveNoOps
+from passes.simplify_masks import SimplifyMasks
 
 PASSES: tuple[type[Pass], ...] = (
     CanonicalizeViews,
@@ -21,6 +22,7 @@ PASSES: tuple[type[Pass], ...] = (
     MatchRmsNorm,
     MatchAttention,
     FoldConstants,
+    SimplifyMasks,
     MergeCommonNodes,
     DropDeadNodes,
     CastCompute,
@@ -31,5 +33,5 @@ PASSES: tuple[type[Pass], ...] = (
 __all__ = [
     "PASSES", "CanonicalizeScalars", "CanonicalizeViews", "CastCompute", "DropDeadNodes", "FoldConstants",
     "MarkFusion", "MatchAttention", "MatchRmsNorm", "MergeCommonNodes", "Pass", "Quantize", "Remark",
-    "RemoveNoOps", "Samples", "Tolerance", "parse_passes", "remark", "show_pass",
+    "RemoveNoOps", "Samples", "SimplifyMasks", "Tolerance", "parse_passes", "remark", "show_pass",
 ]  # fmt: skip

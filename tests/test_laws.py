@@ -1,0 +1,155 @@
+"""The laws that every pass keeps, on every corpus graph, on random graphs and on the zoo.
+
+A new pass is held to them by standing in ``PASSES``; nobody writes these again. ``VARIANTS`` adds options.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ir import RETURN, Fact, Graph, Origin, parse, show, verify
+from tests.compare import Tensors, disagreement, outputs, runs
+from tests.corpus import CORPUS, load
+from tests.random_graphs import graphs
+
+passes = pytest.importorskip("passes", reason="the passes are not written yet")
+base = pytest.importorskip("passes.base")
+
+VARIANTS = (
+    "quantize{min-weights=1}",
+    "quantize{min-weights=1, keep=1}",
+    'cast-compute{dtype="f16"}',
+    "fold-constants{max-bytes=0}",
+)
+EVERY = {p.name: p() for p in passes.PASSES} | {
+    text: passes.parse_passes(text, passes.PASSES)[0] for text in VARIANTS
+}
+ZOO = importlib.util.find_spec("tests.zoo") is not None
+BASIC = frozenset({Fact.WELL_FORMED, Fact.TYPED})
+
+
+def keeps_the_laws(pass_: base.Pass, graph: Graph, inputs: Mapping[str, Tensors]) -> None:
+    """Run a pass on a graph and check each law of it."""
+    prepare(pass_, graph)
+    samples = [x for name, x in inputs.items() if name.startswith("seed")]
+    before, version, types = show(graph), graph.version, signature(graph)
+    want = {name: outputs(graph, x) for name, x in inputs.items()}
+
+    remarks = pass_.run(graph, samples)
+    changed = graph.version != version
+    after = show(graph)
+
+    verify(graph)
+    verify(graph, *pass_.requires - pass_.breaks, *pass_.gives)
+    assert changed == (after != before), "a change that the text does not show, or the other way round"
+    assert show(parse(after, graph.weights)) == after, "show and parse are no inverses"
+    assert signature(graph) == types, "inputs and outputs keep their names and types"
+    assert changed == any(r.applied for r in remarks), f"changed: {changed}, but the remarks are {remarks}"
+    assert all(r.at and r.why for r in remarks), "a remark says where and why"
+    lost = [n.op.name for n in graph.walk() if not n.origin.line and n.op is not RETURN]
+    assert not lost, f"{lost} do not say which line of the model they come from"
+    for name, x in inputs.items():
+        assert not disagreement(want[name], outputs(graph, x), pass_.tolerance), name
+
+    version = graph.version
+    pass_.run(graph, samples)
+    assert show(graph) == after, "a second run changes the graph"
+    assert graph.version == version, "a second run changes something"
+
+
+def prepare(pass_: base.Pass, graph: Graph) -> None:
+    """Establish what a pass requires, and give each node an origin that it may not lose."""
+    for fact in pass_.requires - BASIC:
+        for giver in (p() for p in passes.PASSES if fact in p.gives):
+            giver.run(graph)
+    for index, node in enumerate(graph.walk()):
+        node.origin = Origin(node.origin.path, node.origin.line or f"{graph.name}.py:{index + 1}")
+    verify(graph, *pass_.requires)
+
+
+def signature(graph: Graph) -> object:
+    """Names and types of what goes in and comes out; params may change."""
+    given = [(i.kind, i.name, repr(v.type)) for v, i in graph.inputs.items() if i.kind != "param"]
+    made = [repr(getattr(v, "type", v)) for v in graph.body.returned.args]
+    return given, graph.outputs, made
+
+
+@pytest.mark.parametrize("graph_name", CORPUS)
+@pytest.mark.parametrize("pass_name", EVERY)
+def test_corpus(pass_name: str, graph_name: str) -> None:
+    pass_, graph = EVERY[pass_name], load(graph_name)
+    keeps_the_laws(pass_, graph, runs(graph, exact=pass_.tolerance == base.Tolerance()))
+
+
+@settings(max_examples=12)
+@given(graph=graphs(), order=st.permutations(list(EVERY)))
+def test_random_graphs_through_passes_in_any_order(graph: Graph, order: list[str]) -> None:
+    inputs = runs(graph, exact=False)
+    for name in order[:4]:
+        keeps_the_laws(EVERY[name], graph, inputs)
+
+
+@pytest.mark.slow
+@settings(max_examples=300)
+@given(graph=graphs(), order=st.permutations(list(EVERY)))
+def test_many_random_graphs(graph: Graph, order: list[str]) -> None:
+    inputs = runs(graph, exact=False)
+    for name in order:
+        keeps_the_laws(EVERY[name], graph, inputs)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ZOO, reason="there is no zoo yet")
+def test_zoo(subtests: pytest.Subtests) -> None:
+    from compiler.capture import capture
+    from tests.zoo import ZOO as MODELS
+
+    for name, make in MODELS.items():
+        text_and_weights = capture(make())
+        inputs = {k: x for k, x in runs(text_and_weights).items() if k in ("seed 0", "NaN")}
+        for pass_name, pass_ in EVERY.items():
+            with subtests.test(model=name, pass_=pass_name):
+                keeps_the_laws(pass_, parse(show(text_and_weights), text_and_weights.weights), inputs)
+
+
+def test_two_processes_with_different_hash_seeds_write_the_same_text() -> None:
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-m", "tests.test_laws"],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            cwd=Path(__file__).parents[1],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for seed in ("1", "2")
+    ]
+    first, second = (process.communicate()[0] for process in running)
+    assert first.count("\n") == len(CORPUS)
+    assert first == second
+
+
+def digests() -> str:
+    """A digest per corpus graph of its text after each pass in turn."""
+    lines = []
+    for name in CORPUS:
+        graph, digest = load(name), hashlib.sha256()
+        samples = list(runs(graph).values())[:1]
+        for pass_ in EVERY.values():
+            digest.update(repr(pass_.run(graph, samples)).encode())
+            digest.update(show(graph).encode())
+        lines.append(f"{digest.hexdigest()}  {name}\n")
+    return "".join(lines)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(digests())
