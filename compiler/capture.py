@@ -19,8 +19,8 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from compiler.dynamic_dims import check_smallest, derived_dims, dim_names, keep_ranges, narrowed
-from compiler.eager import run_eager
+from compiler.dynamic_dims import derived_dims, dim_names, keep_ranges, narrowed
+from compiler.eager import check_smallest, run_eager
 from compiler.functional import functional
 from compiler.inputs import BoundInputs, bind_inputs, leaf_names
 from compiler.refusals import collect_faults, place_of, unsupported

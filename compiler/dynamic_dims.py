@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sympy
@@ -17,6 +17,7 @@ from ir.errors import UnsupportedError
 
 log = logging.getLogger(__name__)
 
+_REFUSED = "the model does not allow the dynamic dims that were asked for:\n"
 _SUGGESTION = re.compile(r"^\s*(\w+) = (.+)$", re.MULTILINE)
 _DERIVED = re.compile(r"^(?:(\d+)\*)?(_\w+)(?: ([+-]) (\d+))?$")
 
@@ -44,6 +45,13 @@ def derived_dims(message: str, bound: BoundInputs) -> dict[str, Any]:
     return made if found else {}
 
 
+def linear(size: Any) -> tuple[str, int, int]:
+    """``(name, factor, offset)`` of an input's size ``factor*name + offset``."""
+    (free,) = size.free_symbols
+    offset = int(size.subs(free, 0))
+    return free.name, int(size.subs(free, 1)) - offset, offset
+
+
 def _base_range(dim: Dim, factor: int, offset: int) -> DimRange:
     """Bounds of ``n`` where ``factor*n + offset`` has the bounds of ``dim``."""
     low = max(-(-(dim.min - offset) // factor), 0)
@@ -63,8 +71,7 @@ def narrowed(message: str, bound: BoundInputs) -> UnsupportedError:
                 continue
             entries.append(f"  - {place}: {_verdict(dim, fix)}" + "".join(f"\n    torch: {r}" for r in reasons))
             entries[-1] += f"\n    hint: {_advice(dim, fix)}"
-    what = "the model does not allow the dynamic dims that were asked for:\n"
-    return UnsupportedError(what + ("\n".join(entries) or message.partition("\n\n")[0]))
+    return UnsupportedError(_REFUSED + ("\n".join(entries) or message.partition("\n\n")[0]))
 
 
 def _reasons(message: str, name: str) -> list[str]:
@@ -94,7 +101,7 @@ def _advice(dim: Dim, fix: str | None) -> str:
     return f"leave {dim.name!r} out of dynamic_shapes, or keep Python loops and reshapes free of that size"
 
 
-def dim_names(inputs: Mapping[str, Any], bound: BoundInputs) -> dict[str, str]:
+def dim_names(shapes: Mapping[str, Sequence[Any]], bound: BoundInputs) -> dict[str, str]:
     """The user's name for each of torch's symbols.
 
     Raises:
@@ -105,7 +112,7 @@ def dim_names(inputs: Mapping[str, Any], bound: BoundInputs) -> dict[str, str]:
     faults = []
     for leaf in bound.leaves:
         for axis, dim in leaf.dims.items():
-            size = inputs[leaf.name].shape[axis]
+            size = shapes[leaf.name][axis]
             place = f"  - input {leaf.label} axis {axis}, dim {dim.name!r}: "
             if isinstance(size, int):
                 faults.append(f"{place}torch.export made it the constant {size}\n    hint: {_advice(dim, str(size))}")
@@ -117,7 +124,7 @@ def dim_names(inputs: Mapping[str, Any], bound: BoundInputs) -> dict[str, str]:
                 other = names[expression.name]
                 faults.append(f"{place}always equals {other!r}\n    hint: {_advice(dim, other)}")
     if faults:
-        raise UnsupportedError("the model does not allow the dynamic dims that were asked for:\n" + "\n".join(faults))
+        raise UnsupportedError(_REFUSED + "\n".join(faults))
     for name, expression in later:
         for free in expression.free_symbols:
             if names.setdefault(free.name, f"_{name}") == f"_{name}":
@@ -154,7 +161,7 @@ def _wanted(graph: Graph, bound: BoundInputs) -> dict[str, tuple[DimRange, str]]
     wanted: dict[str, tuple[DimRange, str]] = {}
     for leaf in bound.leaves:
         for axis, dim in leaf.dims.items():
-            name, factor, offset = _linear(values[leaf.name].tensor.shape[axis])
+            name, factor, offset = linear(values[leaf.name].tensor.shape[axis])
             wanted.setdefault(
                 name, (_base_range(dim, factor, offset), f"input {leaf.label} axis {axis}, dim {dim.name!r}")
             )

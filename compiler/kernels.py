@@ -18,7 +18,8 @@ _TILES = [(m, n) for m in _SIDES for n in _SIDES if 512 <= m * n < 256 * 256]
 _SPLITS = (1, 2, 4, 8)
 # one row per way to cut a product: every tile of the menu, its inner dimension whole or split
 _TILE_M, _TILE_N, _SPLIT = (
-    np.array(column, dtype=np.float64) for column in zip(*[(m, n, s) for m, n in _TILES for s in _SPLITS], strict=True)
+    np.array(column, dtype=np.float64)
+    for column in zip(*[(m, n, s) for m, n in _TILES for s in _SPLITS], strict=True)
 )
 _STEP = 64  # depth of one step of the inner loop
 _QUERY_TILE = 128  # queries that one block of flash attention holds
@@ -115,14 +116,20 @@ def quantize_seconds(fit: GemmFit, machine: Machine, m: Array, k: Array, bytes_:
 
 
 def attention_seconds(
-    fit: AttentionFit, machine: Machine, batch: Array, queries: Array, keys: Array, flops: Array, bytes_: Array
+    fit: AttentionFit,
+    machine: Machine,
+    batch: Array,
+    queries: Array,
+    keys: Array,
+    flops: Array,
+    bytes_: Array,
 ) -> Array:
     """Seconds of attention over ``batch`` heads; ``flops`` and ``bytes_`` as priced."""
     batch, queries, keys = (np.asarray(x, dtype=np.float64) for x in (batch, queries, keys))
     blocks = batch * np.ceil(queries / _QUERY_TILE)
     waves = np.ceil(blocks / machine.units)
     compute = np.asarray(flops) / blocks * np.maximum(waves, blocks / machine.units) * machine.units
-    compute = np.maximum(compute / (machine.rate * fit.compute) / 1, np.ceil(keys / _STEP) * fit.step)
+    compute = np.maximum(compute / (machine.rate * fit.compute), np.ceil(keys / _STEP) * fit.step)
     filled = np.minimum(1, blocks * np.maximum(1, keys / 1024) / (fit.fill * machine.units))
     memory = np.asarray(bytes_) / (fit.memory * machine.bandwidth * filled)
     return fit.t0 + _join(compute, memory, fit.norm) + fit.wave * (waves - 1)

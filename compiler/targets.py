@@ -21,7 +21,9 @@ from ir.errors import UsageError, nearest
 
 PACKAGED = Path(__file__).with_name("targets.yaml")
 _FORMATS = ("fp32", "tf32", "fp16", "bf16", "fp8", "int8", "fp4", "int4")
-_REQUIRED = frozenset("cc arch sms boost_mhz tclk fpc mem_gb mem bw l2_mb smem_kb peak sparse24 nvlink pcie tdp_w t0 ach".split())
+_REQUIRED = frozenset(
+    "cc arch sms boost_mhz tclk fpc mem_gb mem bw l2_mb smem_kb peak sparse24 nvlink pcie tdp_w t0 ach".split()
+)
 _OPTIONAL = frozenset(("acc16", "unified"))
 _CPU_KEYS = frozenset(("fp32", "bf16", "int8", "note"))
 _CPU_PRIORS = frozenset(("assumed", "bw_per_core", "bw", "mem_gb", "t0", "ach"))
@@ -155,14 +157,23 @@ def lint(name: str, row: Mapping[str, Any]) -> list[str]:
     if abs(derived / half - 1) >= 0.02:
         doubled = " (a rate with sparsity?)" if abs(half / derived / 2 - 1) < 0.02 else ""
         faults.append(f"{name}: peak.fp16 {half:g} is not sms*tclk*fpc = {derived:.4g}{doubled}")
-    for format_, low, high in (("bf16", 0.98, 1.02), ("fp8", 1.9, 2.1), ("int8", 1.9, 4.1), ("fp4", 3.9, 8.1)):
+    for format_, low, high in (
+        ("bf16", 0.98, 1.02),
+        ("fp8", 1.9, 2.1),
+        ("int8", 1.9, 4.1),
+        ("fp4", 3.9, 8.1),
+    ):
         rate = peak[format_]
         if rate is not None and not low <= rate / half <= high:
-            faults.append(f"{name}: peak.{format_} {rate:g} is {rate / half:.3g} times fp16, not {low:g} to {high:g}")
+            faults.append(
+                f"{name}: peak.{format_} {rate:g} is {rate / half:.3g} times fp16, not {low:g} to {high:g}"
+            )
     for key, value in row["ach"].items():
         if key != "tag" and not 0 < value <= 1:
             faults.append(f"{name}: ach.{key} {value:g} is not a fraction")
-    faults += [f"{name}: {key} must be positive" for key in ("mem_gb", "bw", "t0", "tdp_w") if not row[key] > 0]
+    faults += [
+        f"{name}: {key} must be positive" for key in ("mem_gb", "bw", "t0", "tdp_w") if not row[key] > 0
+    ]
     return faults
 
 

@@ -30,6 +30,7 @@ from statistics import median, quantiles
 import torch
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -299,7 +300,7 @@ def _cells(row: Row, eager: Row, is_best: bool, rounds: int) -> tuple[str, ...]:
     """What the table says about one engine, without its class."""
     name = f"[bold]{row.engine}[/bold]" if row.is_ours else row.engine
     if not row.seconds or row.loss is None:
-        return (name, *("",) * 7, row.reason)
+        return (name, *("",) * 7, escape(row.reason))
     notes = ["best peer"] * is_best
     if len(row.seconds) == 1:
         notes.append("one call: slower than the budget of a cell")

@@ -10,10 +10,7 @@ Conventions, chosen so that a price never exceeds what an ideal kernel must do:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import torch
 from torch.utils._sympy.functions import Max
@@ -21,75 +18,22 @@ from torch.utils._sympy.functions import Max
 from ir.core import Arg, Block, Node, Value
 from ir.dims import Dim
 from ir.ops import COND, RETURN, WHILE, Op
-from ir.types import TensorType, Type
+from ir.price_rules import (
+    PRODUCTS,
+    SAME_ELEMENTS,
+    Attention,
+    Call,
+    Gemm,
+    Price,
+    bytes_of,
+    price_call,
+    total_of,
+)
+from ir.types import TensorType
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+__all__ = ["Attention", "Gemm", "Price", "bytes_of", "is_view", "price", "source_of"]
 
 _MAX_VIEW_CHAIN = 8  # views looked through for what a kernel really reads; models chain three or four
-
-
-@dataclass(frozen=True, slots=True)
-class Gemm:
-    """``batch`` products of ``[m, k]`` by ``[k, n]``; ``quantizes`` its activations first when set."""
-
-    batch: Dim
-    m: Dim
-    n: Dim
-    k: Dim
-    quantizes: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Attention:
-    """Softmax attention without a written score matrix; ``batch`` counts the query heads too."""
-
-    batch: Dim
-    queries: Dim
-    keys: Dim
-    head_dim: Dim
-    causal: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Price:
-    """What one node must do.
-
-    Attributes:
-        kind: matmul, conv, attention, norm, reduction, pointwise, gather, copy, quantize; view and size
-            (nothing runs); region (sum over blocks); unknown (bytes only, the operations are not known).
-        flops: operations; of matrix units for matmul, conv and attention, else of vector lanes.
-        reads: bytes read, one entry per operand of the node; 0 for an operand that stood there before.
-        writes: bytes written, one entry per result.
-        scratch: bytes that kernels of this node hand to each other through memory.
-        compute: element type that the operations are done in.
-        kernels: launches that an engine without fusion needs.
-        work: the shape of the product, for models that know tiles.
-    """
-
-    kind: str
-    flops: Dim
-    reads: tuple[Dim, ...]
-    writes: tuple[Dim, ...]
-    compute: torch.dtype
-    scratch: Dim = 0
-    kernels: int = 1
-    work: Gemm | Attention | None = None
-
-    @property
-    def bytes_read(self) -> Dim:
-        """Bytes from memory, scratch included by half."""
-        return _sum(self.reads) + _half(self.scratch)
-
-    @property
-    def bytes_written(self) -> Dim:
-        """Bytes to memory, scratch included by half."""
-        return _sum(self.writes) + self.scratch - _half(self.scratch)
-
-    @property
-    def free(self) -> bool:
-        """Whether nothing runs."""
-        return self.kind in ("view", "size")
 
 
 def price(node: Node, trips: int = 1) -> Price:
@@ -104,12 +48,14 @@ def price(node: Node, trips: int = 1) -> Price:
     """
     if node.op is COND:
         one, two = (_total(region, trips) for region in node.regions)
-        return _region(node, _max(one[0], two[0]), _max(one[1], two[1]), _max(one[2], two[2]), max(one[3], two[3]))
+        return _region(
+            node, _max(one[0], two[0]), _max(one[1], two[1]), _max(one[2], two[2]), max(one[3], two[3])
+        )
     if node.op is WHILE:
         test, body = (_total(region, trips) for region in node.regions)
         flops, read, written, kernels = (b * trips + t * (trips + 1) for t, b in zip(test, body, strict=True))
         return _region(node, flops, read, written, kernels)
-    return _price(_call_of(node))
+    return price_call(_call_of(node))
 
 
 def is_view(node: Node) -> bool:
@@ -117,17 +63,12 @@ def is_view(node: Node) -> bool:
     return node.op is not RETURN and not node.regions and price(node).kind == "view"
 
 
-def bytes_of(type_: Type) -> Dim:
-    """Bytes that a value occupies; 0 for scalars, which live on the host."""
-    return _bytes(type_) if isinstance(type_, TensorType) else 0
-
-
 def _total(block: Block, trips: int) -> tuple[Dim, Dim, Dim, int]:
     prices = [price(node, trips) for node in block if node.op is not RETURN]
     return (
-        _sum([p.flops for p in prices]),
-        _sum([p.bytes_read for p in prices]),
-        _sum([p.bytes_written for p in prices]),
+        total_of([p.flops for p in prices]),
+        total_of([p.bytes_read for p in prices]),
+        total_of([p.bytes_written for p in prices]),
         sum(p.kernels for p in prices),
     )
 
@@ -137,67 +78,21 @@ def _region(node: Node, flops: Dim, read: Dim, written: Dim, kernels: Dim) -> Pr
     return Price("region", flops, (read,), (written,), dtype, kernels=int(kernels))
 
 
-# --- what decides a price ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """A node without identity: equal calls have equal prices, so each is priced once.
-
-    Attributes:
-        args: arguments by name, types in the place of values.
-        operands: type of each operand.
-        sources: type that each operand is really read in; ``None`` when it is not read (again).
-        absorbed: a dequantize that every reader takes over.
-    """
-
-    op: Op
-    args: tuple[tuple[str, object], ...]
-    operands: tuple[Type, ...]
-    sources: tuple[TensorType | None, ...]
-    results: tuple[Type, ...]
-    absorbed: bool = False
-
-    @property
-    def packet(self) -> str:
-        return self.op.name.split(".")[1]
-
-    def arg(self, name: str, default: object = None) -> object:
-        return next((value for key, value in self.args if key == name), default)
-
-    def tensor(self, position: int) -> TensorType:
-        found = self.operands[position]
-        assert isinstance(found, TensorType), f"{self.op.name}: operand {position} is no tensor"
-        return found
-
-    @property
-    def out(self) -> TensorType:
-        return next(r for r in self.results if isinstance(r, TensorType))
-
-    @property
-    def reads(self) -> tuple[Dim, ...]:
-        return tuple(0 if s is None else _bytes(s) for s in self.sources)
-
-    @property
-    def writes(self) -> tuple[Dim, ...]:
-        return tuple(bytes_of(r) for r in self.results)
-
-
-def _call_of(node: Node) -> _Call:
+def _call_of(node: Node) -> Call:
     operands = node.operands
-    product = _packet(node) in _PRODUCTS
+    product = _packet(node) in PRODUCTS
     seen: set[Value] = set()
     sources: list[TensorType | None] = []
     for value in operands:
-        sources.append(None if value in seen else _source(value, product))
+        sources.append(None if value in seen else source_of(value, product))
         seen.add(value)
     names = _argument_names(node.op)
     args = [(names[i] if i < len(names) else str(i), _key(arg)) for i, arg in enumerate(node.args)]
     args += [(name, _key(arg)) for name, arg in node.kwargs.items()]
     absorbed = _packet(node).startswith("dequantize_per") and all(
-        _packet(user) in _PRODUCTS for value in node.results for user in value.uses
+        _packet(user) in PRODUCTS for value in node.results for user in value.uses
     )
-    return _Call(
+    return Call(
         node.op, tuple(args), tuple(v.type for v in operands), tuple(sources),
         tuple(v.type for v in node.results), absorbed,
     )  # fmt: skip
@@ -220,7 +115,7 @@ def _packet(node: Node) -> str:
     return parts[1] if len(parts) == 3 else ""
 
 
-def _source(value: Value, product: bool) -> TensorType | None:
+def source_of(value: Value, product: bool) -> TensorType | None:
     """What is read for a value: before expansion, and for a product also before dequantization."""
     if not isinstance(value.type, TensorType):
         return None
@@ -228,7 +123,7 @@ def _source(value: Value, product: bool) -> TensorType | None:
     for _ in range(_MAX_VIEW_CHAIN):
         packet = _packet(at.producer) if at.producer is not None else ""
         dequantize = product and packet.startswith("dequantize_per")
-        if not dequantize and packet not in _SAME_ELEMENTS and packet != "expand":
+        if not dequantize and packet not in SAME_ELEMENTS and packet != "expand":
             break
         assert at.producer is not None
         at = at.producer.operands[0]
@@ -239,275 +134,5 @@ def _source(value: Value, product: bool) -> TensorType | None:
     return read
 
 
-# --- arithmetic on dims --------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=65536)
-def _bytes(type_: TensorType) -> Dim:
-    return type_.numel * type_.dtype.itemsize
-
-
-def _product(dims: Sequence[Dim]) -> Dim:
-    total: Dim = 1
-    for dim in dims:
-        total = total * dim
-    return total
-
-
-def _sum(dims: Sequence[Dim]) -> Dim:
-    total: Dim = 0
-    for dim in dims:
-        total = total + dim
-    return total
-
-
-def _half(dim: Dim) -> Dim:
-    return dim // 2 if isinstance(dim, int) else dim / 2  # scratch is written once and read once: even
-
-
 def _max(one: Dim, two: Dim) -> Dim:
     return max(one, two) if isinstance(one, int) and isinstance(two, int) else Max(one, two)
-
-
-# --- prices by family ----------------------------------------------------------------------------
-
-
-@lru_cache(maxsize=65536)
-def _price(call: _Call) -> Price:
-    if not any(isinstance(r, TensorType) for r in call.results):
-        return Price("size", 0, (0,) * len(call.operands), (0,) * len(call.results), torch.int64, kernels=0)
-    family = _FAMILIES.get(call.packet)
-    if family is not None:
-        return family(call)
-    if call.packet in _VIEWS or _aliases(call.op):
-        return _view(call)
-    tags = getattr(call.op.target, "tags", ())
-    if torch.Tag.pointwise in tags:
-        return _moved(call, "pointwise", call.out.numel)
-    if torch.Tag.reduction in tags:
-        return _reduction(call)
-    return _moved(call, "unknown", 0)
-
-
-def _aliases(op: Op) -> bool:
-    schema = getattr(op.target, "_schema", None)
-    if schema is None or not schema.arguments:
-        return False
-    alias = schema.arguments[0].alias_info
-    return alias is not None and not alias.is_write
-
-
-def _view(call: _Call) -> Price:
-    return Price("view", 0, (0,) * len(call.operands), (0,) * len(call.results), call.out.dtype, kernels=0)
-
-
-def _moved(call: _Call, kind: str, flops: Dim) -> Price:
-    return Price(kind, flops, call.reads, call.writes, call.out.dtype)
-
-
-def _copy(call: _Call) -> Price:
-    return _moved(call, "copy", 0)
-
-
-def _cast(call: _Call) -> Price:
-    same = call.operands[0] == call.results[0]
-    return _view(call) if same and call.packet == "to" else _copy(call)
-
-
-def _dropout(call: _Call) -> Price:
-    return _moved(call, "pointwise", call.out.numel) if call.arg("train") else _view(call)
-
-
-def _pointwise(call: _Call) -> Price:
-    return _moved(call, "pointwise", call.out.numel)
-
-
-def _quantize(call: _Call) -> Price:
-    return _view(call) if call.absorbed else _moved(call, "quantize", call.out.numel)
-
-
-def _reduction(call: _Call) -> Price:
-    return _moved(call, "reduction", call.tensor(0).numel)
-
-
-def _softmax(call: _Call) -> Price:
-    return _moved(call, "reduction", 5 * call.out.numel)  # max, subtract, exp, add, divide
-
-
-def _norm(call: _Call) -> Price:
-    per_element = 4 if call.packet == "rms_norm" else 7  # square, add, scale, weight; also mean, subtract, bias
-    return _moved(call, "norm", per_element * call.out.numel)
-
-
-def _pool(call: _Call) -> Price:
-    window = call.arg("kernel_size")
-    if not isinstance(window, tuple) or not all(isinstance(w, int) for w in window):
-        return _reduction(call)
-    rank = int(call.packet[-2]) if call.packet[-2].isdigit() else len(window)
-    area = _product(window) if len(window) == rank else window[0] ** rank
-    return _moved(call, "reduction", call.out.numel * area)
-
-
-def _gather(call: _Call) -> Price:
-    """Rows are read where they are asked for: as many bytes of the table as come out."""
-    table = _bytes(TensorType(call.tensor(0).dtype, call.out.shape))
-    return Price("gather", 0, (table, *call.reads[1:]), call.writes, call.out.dtype)
-
-
-def _gemm(call: _Call, flops: Dim, work: Gemm | Attention | None, a: int, b: int, kind: str = "matmul") -> Price:
-    one, two = call.sources[a], call.sources[b]
-    eight = (torch.int8, torch.uint8)
-    compute = call.tensor(a).dtype
-    if one is not None and (two is None or two.dtype in eight) and one.dtype in eight:
-        compute = torch.int8
-    return Price(kind, flops, call.reads, call.writes, compute, work=work)
-
-
-def _linear(call: _Call) -> Price:
-    x, w = call.tensor(0), call.tensor(1)
-    n = w.shape[0] if w.rank == 2 else 1
-    work = Gemm(1, _product(x.shape[:-1]), n, x.shape[-1])
-    return _gemm(call, 2 * call.out.numel * x.shape[-1], work, 0, 1)
-
-
-def _matmul(call: _Call) -> Price:
-    first = 1 if call.packet.startswith(("add", "baddbmm")) else 0
-    a, b = call.tensor(first), call.tensor(first + 1)
-    k = a.shape[-1]
-    if b.rank <= 2:
-        work = Gemm(1, _product(a.shape[:-1]), b.shape[1] if b.rank == 2 else 1, k)
-    else:
-        m = a.shape[-2] if a.rank > 1 else 1
-        work = Gemm(_product(call.out.shape[:-2] if a.rank > 1 else call.out.shape[:-1]), m, b.shape[-1], k)
-    return _gemm(call, 2 * _product((work.batch, work.m, work.n, k)), work, first, first + 1)
-
-
-def _int8_linear(call: _Call) -> Price:
-    """Range of the activations, their quantized copy, and the product: two kernels and a hand-over."""
-    x = call.tensor(0)
-    n, k = call.tensor(1).shape
-    dynamic = call.packet.endswith("dynamic")
-    scratch = 2 * x.numel  # int8, written and read
-    work = Gemm(1, _product(x.shape[:-1]), n, k, quantizes=dynamic)
-    flops = 2 * _product(x.shape) * n
-    if not dynamic:
-        return Price("matmul", flops, call.reads, call.writes, torch.int8, scratch, 2, work)
-    reads = (2 * call.reads[0], *call.reads[1:])  # once for the range, once to quantize
-    return Price("matmul", flops, reads, call.writes, torch.int8, scratch, 2, work)
-
-
-def _einsum(call: _Call) -> Price:
-    letters, out = _subscripts(call)
-    sizes = {c: d for term, t in zip(letters, call.operands, strict=True) for c, d in zip(term, _shape(t), strict=True) if d != 1}
-    every = dict.fromkeys("".join(letters))
-    if len(letters) == 1:
-        return _moved(call, "reduction", call.tensor(0).numel)
-    if len(letters) == 2:
-        one, two = letters
-        m, n, k, batch = (
-            _product([sizes.get(c, 1) for c in every if (c in one, c in two, c in out) == where])
-            for where in ((True, False, True), (False, True, True), (True, True, False), (True, True, True))
-        )
-        flops = 2 * _product([sizes.get(c, 1) for c in every])
-        return _gemm(call, flops, Gemm(batch, m, n, k), 0, 1)
-    flops, held = 0, letters[0]
-    for index, term in enumerate(letters[1:], 1):  # left to right; torch may find a cheaper order
-        flops = flops + 2 * _product([sizes.get(c, 1) for c in dict.fromkeys(held + term)])
-        held = "".join(c for c in dict.fromkeys(held + term) if c in out or any(c in t for t in letters[index + 1 :]))
-    return Price("matmul", flops, call.reads, call.writes, call.out.dtype, kernels=len(letters) - 1)
-
-
-def _subscripts(call: _Call) -> tuple[list[str], str]:
-    text = str(call.arg("equation")).replace(" ", "")
-    left, arrow, out = text.partition("->")
-    terms = left.split(",")
-    ranks = [len(_shape(t)) - len(term.replace("...", "")) for term, t in zip(terms, call.operands, strict=True)]
-    widest = max([r for term, r in zip(terms, ranks, strict=True) if "..." in term], default=0)
-    dots = "".join(chr(0x100 + i) for i in range(widest))  # letters that no equation can hold
-    if not arrow:
-        plain = "".join(terms).replace("...", "")
-        out = dots + "".join(sorted(c for c in set(plain) if plain.count(c) == 1))
-    filled = [term.replace("...", dots[widest - r :]) for term, r in zip(terms, ranks, strict=True)]
-    return filled, out.replace("...", dots)
-
-
-def _shape(type_: Type) -> tuple[Dim, ...]:
-    return type_.shape if isinstance(type_, TensorType) else ()
-
-
-def _conv(call: _Call) -> Price:
-    """A product per group: output places by filters by window; transposed, input places by window."""
-    x, w = call.tensor(0), call.tensor(1)
-    groups = call.arg("groups", 1)
-    assert isinstance(groups, int)
-    spatial = w.rank - 2
-    if call.arg("transposed", False) or "transpose" in call.packet:
-        places = _product(x.shape[-spatial:]) * (x.shape[0] if x.rank == w.rank else 1)
-        work = Gemm(groups, places, _product(w.shape[1:]), w.shape[0] // groups)
-    else:
-        out = call.out
-        places = _product(out.shape[-spatial:]) * (out.shape[0] if out.rank == w.rank else 1)
-        work = Gemm(groups, places, w.shape[0] // groups, _product(w.shape[1:]))
-    flops = 2 * groups * _product((work.m, work.n, work.k))
-    depthwise = groups > 1 and w.shape[1] == 1
-    return _gemm(call, flops, None if depthwise else work, 0, 1, "conv")
-
-
-def _attention(call: _Call) -> Price:
-    q, k, v = (call.tensor(i) for i in range(3))
-    batch, (queries, width) = _product(q.shape[:-2]), q.shape[-2:]
-    keys, causal = k.shape[-2], call.arg("is_causal", False) is True
-    flops = (1 if causal else 2) * batch * queries * keys * (width + v.shape[-1])  # both products; causal: half
-    return _gemm(call, flops, Attention(batch, queries, keys, width, causal), 0, 1, "attention")
-
-
-_LINEAR = ("linear",)
-_MATMULS = ("mm", "bmm", "matmul", "addmm", "baddbmm", "mv", "addmv", "dot", "_int_mm", "_scaled_mm")
-_CONVS = (
-    "convolution", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
-)  # fmt: skip
-_ATTENTIONS = (
-    "scaled_dot_product_attention", "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_efficient_attention",
-)  # fmt: skip
-_PRODUCTS = frozenset((*_LINEAR, *_MATMULS, *_CONVS, *_ATTENTIONS, "einsum"))
-_SAME_ELEMENTS = frozenset((
-    "view", "reshape", "transpose", "permute", "t", "unsqueeze", "squeeze", "flatten", "unflatten",
-    "_unsafe_view", "detach", "alias", "contiguous",
-))  # fmt: skip
-_VIEWS = frozenset(("_unsafe_view", "detach"))  # views whose schema does not say so
-
-
-def _family_table() -> dict[str, Callable[[_Call], Price]]:
-    table: dict[str, Callable[[_Call], Price]] = {}
-    for family, packets in (
-        (_linear, " ".join(_LINEAR)),
-        (_matmul, " ".join(_MATMULS)),
-        (_conv, " ".join(_CONVS)),
-        (_attention, " ".join(_ATTENTIONS)),
-        (_einsum, "einsum"),
-        (_int8_linear, "int8_linear_dynamic int8_linear"),
-        (_norm, "layer_norm native_layer_norm rms_norm batch_norm _native_batch_norm_legit_no_training "
-                "group_norm native_group_norm instance_norm"),
-        (_softmax, "softmax _softmax log_softmax _log_softmax logsumexp"),
-        (_reduction, "sum mean max min amax amin argmax argmin any all prod var std var_mean std_mean norm "
-                     "linalg_vector_norm cumsum cumprod topk sort argsort nonzero bincount count_nonzero "
-                     "adaptive_avg_pool1d adaptive_avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d"),
-        (_pool, "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d"),
-        (_gather, "embedding gather index index_select take take_along_dim"),
-        (_cast, "to _to_copy type_as contiguous clone"),
-        (_copy, "cat stack concat pad constant_pad_nd repeat repeat_interleave tile roll flip tril triu "
-                "arange full zeros ones empty new_zeros new_ones new_full new_empty zeros_like ones_like "
-                "full_like empty_like scalar_tensor lift_fresh_copy copy slice_scatter select_scatter scatter "
-                "scatter_add index_put index_copy index_fill eye linspace one_hot"),
-        (_dropout, "dropout feature_dropout alpha_dropout"),
-        (_pointwise, "__and__ __or__ __xor__ where masked_fill glu softplus log_sigmoid floor_divide rand randn "
-                     "rand_like randn_like bernoulli isfinite isinf clip square relu6 silu gelu"),
-        (_quantize, "quantize_per_tensor quantize_per_channel quantize_per_token dequantize_per_tensor "
-                    "dequantize_per_channel dequantize_per_token quantize_rows choose_qparams"),
-    ):  # fmt: skip
-        table.update(dict.fromkeys(packets.split(), family))
-    return table
-
-
-_FAMILIES = _family_table()

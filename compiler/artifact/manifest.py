@@ -9,11 +9,11 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any, TypeAlias
 
-from compiler.artifact.machine import Machine
+from compiler.artifact.processor import Processor
 from ir import DimRange, Graph, NoneType, PenstockError, ScalarType, TensorType, Type, show_dim
 from ir.types import DTYPE_NAMES
 
@@ -26,7 +26,6 @@ BEFORE, AFTER = "before.ir", "after.ir"
 STATES = "states.safetensors"
 """Initial content of the states; absent when the model came with none."""
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
 Record: TypeAlias = Mapping[str, Any]
 """A plain mapping of JSON values: whatever the caller wants to keep."""
 
@@ -77,7 +76,7 @@ class Manifest:
         engine: who runs the payload.
         inputs, outputs: in the order of the graph's arguments and results.
         dims: bounds of each symbol in the shapes.
-        machine: what the payload needs of the processor.
+        processor: what the payload needs of the processor.
         target: name of the hardware it was compiled for.
         recipe: text of the recipe, enough to compile again.
         passes: one record per pass, in order.
@@ -94,7 +93,7 @@ class Manifest:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     dims: Mapping[str, DimRange] = field(default_factory=dict)
-    machine: Machine = Machine()
+    processor: Processor = Processor()  # noqa: RUF009  (frozen)
     target: str = ""
     recipe: str = ""
     passes: tuple[Record, ...] = ()
@@ -119,9 +118,11 @@ class Manifest:
         try:
             return json.dumps(self._plain(), indent=1, allow_nan=False) + "\n"
         except (TypeError, ValueError, RecursionError) as error:
-            raise PenstockError(f"the manifest of {self.name!r} cannot be written as JSON: {error}") from error
+            raise PenstockError(
+                f"the manifest of {self.name!r} cannot be written as JSON: {error}"
+            ) from error
 
-    def _plain(self) -> dict[str, Json]:
+    def _plain(self) -> dict[str, Any]:
         return {
             "format": FORMAT,
             "schema": self.schema,
@@ -130,26 +131,30 @@ class Manifest:
             "created": self.created,
             "target": self.target,
             "recipe": self.recipe,
-            "engine": {"name": self.engine.name, "version": self.engine.version, "threads": self.engine.threads},
-            "machine": {"arch": self.machine.arch, "flags": list(self.machine.flags)},
+            "engine": {
+                "name": self.engine.name,
+                "version": self.engine.version,
+                "threads": self.engine.threads,
+            },
+            "processor": {"arch": self.processor.arch, "flags": list(self.processor.flags)},
             "dims": {name: [bounds.min, bounds.max] for name, bounds in self.dims.items()},
-            "inputs": [_plain_port(port) for port in self.inputs],
-            "outputs": [_plain_port(port) for port in self.outputs],
+            "inputs": [asdict(port) for port in self.inputs],
+            "outputs": [asdict(port) for port in self.outputs],
             "passes": [dict(record) for record in self.passes],
             "measurements": dict(self.measurements),
             "made_from": dict(self.made_from),
-            "files": {name: {"sha256": fact.sha256, "bytes": fact.bytes} for name, fact in self.files.items()},
+            "files": {
+                name: {"sha256": fact.sha256, "bytes": fact.bytes} for name, fact in self.files.items()
+            },
         }
-
-
-def _plain_port(port: Port) -> dict[str, Json]:
-    return {"kind": port.kind, "name": port.name, "dtype": port.dtype, "shape": list(port.shape)}
 
 
 def ports(graph: Graph) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
     """Inputs (states among them) and outputs of a graph, in its order."""
     inputs = tuple(
-        _port(spec.kind, spec.name, value.type) for value, spec in graph.inputs.items() if spec.kind != "param"
+        _port(spec.kind, spec.name, value.type)
+        for value, spec in graph.inputs.items()
+        if spec.kind != "param"
     )
     outputs = []
     for output, arg in zip(graph.outputs, graph.body.returned.args, strict=True):

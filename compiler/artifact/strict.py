@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from compiler.artifact.machine import Machine
+from backends.base import WEIGHTS_FILE
 from compiler.artifact.manifest import (
     AFTER,
     BEFORE,
@@ -22,9 +22,10 @@ from compiler.artifact.manifest import (
     Port,
     penstock_version,
 )
-from backends.base import WEIGHTS_FILE
-from ir import DimRange, ParseError, UntrustedError, symbols_of
+from compiler.artifact.processor import Processor
+from ir import DimRange, ParseError, symbols_of
 from ir.dims import parse_dim
+from ir.errors import UntrustedError
 from ir.types import DTYPES
 
 MAX_BYTES = 16 << 20
@@ -33,6 +34,7 @@ MAX_FILES = 64
 _MAX_FILE_BYTES = 1 << 46
 _MAX_PORTS = 4096
 _MAX_RANK = 64
+_MAX_THREADS = 1 << 16
 _MAX_LINE = 500
 _MAX_TEXT = 1 << 20
 _MAX_POWERS = 4  # in one dim: towers of powers take for ever to evaluate
@@ -67,11 +69,11 @@ def read_manifest(text: str | bytes) -> Manifest:
         target=root.text("target"),
         recipe=root.text("recipe", _MAX_TEXT, lines=True),
         engine=_engine(root.child("engine")),
-        machine=_machine(root.child("machine")),
+        processor=_processor(root.child("processor")),
         dims=dims,
         inputs=_ports(root, "inputs", ("input", "state"), dims),
         outputs=_ports(root, "outputs", ("output", "state"), None),
-        passes=tuple(root.list("passes", _record)),
+        passes=tuple(root.each("passes", _record)),
         measurements=root.take("measurements", dict),
         made_from=root.mapping("made_from", _line),
         files=root.mapping("files", _file, MAX_FILES),
@@ -98,7 +100,11 @@ def _json(text: str | bytes) -> object:
     try:
         decoded = text.decode("utf-8") if isinstance(text, bytes) else text
         raw = json.loads(
-            decoded, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_short
+            decoded,
+            object_pairs_hook=_unique,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+            parse_int=_short,
         )
         json.dumps(raw, ensure_ascii=False).encode("utf-8")  # a lone surrogate could not be printed
     except (ValueError, RecursionError) as error:
@@ -177,7 +183,7 @@ class _Object:
     def child(self, key: str) -> _Object:
         return _Object(self.take(key, dict), self.path(key))
 
-    def list(self, key: str, read: Callable[[object, str], T], limit: int = _MAX_PORTS) -> list[T]:
+    def each(self, key: str, read: Callable[[object, str], T], limit: int = _MAX_PORTS) -> list[T]:
         items: list[object] = self.take(key, list)
         if len(items) > limit:
             raise _fault(self.path(key), f"{len(items)} entries are more than {limit}")
@@ -231,19 +237,19 @@ def _bounds(raw: object, at: str) -> DimRange:
 
 def _engine(raw: _Object) -> EngineChoice:
     name, version = raw.text("name"), raw.text("version")
-    threads = None if raw.raw.get("threads", 0) is None else raw.raw.get("threads")
-    if threads is None:
+    threads = None
+    if raw.raw.get("threads", 1) is None:
         raw.take("threads", type(None))
     else:
-        threads = raw.whole("threads", 1, 1 << 16)
+        threads = raw.whole("threads", 1, _MAX_THREADS)
     raw.done()
     return EngineChoice(name, version, threads)
 
 
-def _machine(raw: _Object) -> Machine:
-    machine = Machine(raw.text("arch"), tuple(raw.list("flags", _line)))
+def _processor(raw: _Object) -> Processor:
+    processor = Processor(raw.text("arch"), tuple(raw.each("flags", _line)))
     raw.done()
-    return machine
+    return processor
 
 
 def _file(raw: object, at: str) -> FileFact:
@@ -264,7 +270,10 @@ def _ports(
     def read(raw: object, at: str) -> Port:
         entry = _Object(raw, at)
         port = Port(
-            entry.text("kind"), entry.text("name"), entry.text("dtype"), tuple(entry.list("shape", _line, _MAX_RANK))
+            entry.text("kind"),
+            entry.text("name"),
+            entry.text("dtype"),
+            tuple(entry.each("shape", _line, _MAX_RANK)),
         )
         entry.done()
         if port.kind not in kinds:
@@ -275,7 +284,7 @@ def _ports(
             _check_dim(text, f"{at}.shape", dims)
         return port
 
-    found = tuple(root.list(key, read))
+    found = tuple(root.each(key, read))
     seen: set[str] = set()
     for port in found:
         label = f"{port.kind} {port.name}" if dims is None else port.name
@@ -292,6 +301,8 @@ def _check_dim(text: str, at: str, dims: dict[str, DimRange] | None) -> None:
         dim = parse_dim(text)
     except ParseError as error:
         raise _fault(at, error.what[:_MAX_LINE]) from error
+    if not symbols_of(dim) and not (isinstance(dim, int) and dim >= 0):
+        raise _fault(at, f"{text!r} is no size")
     unknown = sorted(symbols_of(dim) - set(dims)) if dims is not None else []
     if unknown:
         raise _fault(at, f"{text!r} names {unknown[0]!r}, which dims does not declare")

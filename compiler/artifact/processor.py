@@ -12,7 +12,7 @@ _FLAG_LINES = ("flags", "Features")  # x86, ARM
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class Processor:
     """What a payload asks of the processor; the default asks nothing.
 
     Attributes:
@@ -25,7 +25,7 @@ class Machine:
     flags: tuple[str, ...] = ()
 
     @classmethod
-    def here(cls, *flags: str) -> Machine:
+    def here(cls, *flags: str) -> Processor:
         """This machine's architecture, with those of the named features that the payload depends on."""
         return cls(platform.machine(), tuple(sorted(flags)))
 

@@ -1,0 +1,106 @@
+"""Matrix products. A weight in torch's orientation is transposed once, where the engine folds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from backends.onnx_emit.dtypes import Refused, dtype_of
+from backends.onnx_emit.pointwise import Emitter, result_type
+from backends.onnx_emit.scope import Scope
+from ir import Arg, Node, Value
+
+
+def linear(s: Scope, node: Node, x: Value, weight: Value, bias: Arg = None) -> str:
+    """``x @ weight.T + bias``."""
+    if weight.tensor.rank != 2:
+        raise Refused("linear with a vector as weight")
+    product = s.op("MatMul", s[x], s.transpose(s[weight], (1, 0)))
+    return product if bias is None else s.op("Add", product, s.tensor(bias, result_type(node)))
+
+
+def matmul(s: Scope, node: Node, a: Value, b: Value, *_: Arg) -> str:
+    """``matmul``, ``mm``, ``bmm``, ``mv``, ``dot``: ONNX broadcasts as torch does."""
+    return s.op("MatMul", s[a], s[b])
+
+
+def scaled_sum(s: Scope, node: Node, bias: Value, a: Value, b: Value, beta: Arg = 1, alpha: Arg = 1) -> str:
+    """``beta * bias + alpha * (a @ b)``."""
+    dtype = result_type(node)
+    product = s.op("MatMul", s[a], s[b])
+    if alpha != 1:
+        product = s.op("Mul", product, s.tensor(alpha, dtype))
+    if beta == 0:
+        return product
+    added = s.tensor(bias, dtype)
+    if beta != 1:
+        added = s.op("Mul", added, s.tensor(beta, dtype))
+    return s.op("Add", product, added)
+
+
+def outer(s: Scope, node: Node, a: Value, b: Value) -> str:
+    """``a[:, None] * b``."""
+    dtype = result_type(node)
+    return s.op("Mul", s.op("Unsqueeze", s.tensor(a, dtype), s.ints(1)), s.tensor(b, dtype))
+
+
+def einsum(s: Scope, node: Node, equation: str, tensors: tuple[Value, ...], *_: Arg) -> str:
+    """Einstein's notation; what is a plain product becomes one."""
+    plain = equation.replace(" ", "")
+    if len(tensors) == 2 and (made := _batched_product(s, plain, *tensors)) is not None:
+        return made
+    return s.op("Einsum", *(s[t] for t in tensors), equation=plain)
+
+
+def _batched_product(s: Scope, equation: str, a: Value, b: Value) -> str | None:
+    """Two operands with one contracted letter: transposes around one MatMul."""
+    if "->" not in equation or "." in equation:
+        return None
+    inputs, result = equation.split("->")
+    left, right = inputs.split(",")
+    letters = set(left + right)
+    if any(word.count(c) > 1 for word in (left, right, result) for c in word) or not set(result) <= letters:
+        return None
+    shared = [c for c in left if c in right]
+    batch = [c for c in shared if c in result]
+    summed = [c for c in shared if c not in result]
+    rows = [c for c in left if c not in right]
+    columns = [c for c in right if c not in left]
+    if len(summed) != 1 or len(rows) != 1 or len(columns) != 1 or len(set(result)) != len(batch) + 2:
+        return None
+    first = s.transpose(s[a], [left.index(c) for c in (*batch, *rows, *summed)])
+    second = s.transpose(s[b], [right.index(c) for c in (*batch, *summed, *columns)])
+    made = [*batch, *rows, *columns]
+    return s.transpose(s.op("MatMul", first, second), [made.index(c) for c in result])
+
+
+def bilinear(s: Scope, node: Node, a: Value, b: Value, weight: Value, bias: Arg = None) -> str:
+    """``a @ W[n] @ b`` for each n."""
+    product = s.op("Einsum", s[a], s[weight], s[b], equation="...i,nij,...j->...n")
+    return product if bias is None else s.op("Add", product, s.tensor(bias, result_type(node)))
+
+
+def grouped(s: Scope, node: Node, *_: Arg) -> str:
+    """One product per group of rows, groups of sizes that the data decides."""
+    raise Refused("a grouped product; set the experts of the model to batched_mm")
+
+
+def cosine_similarity(s: Scope, node: Node, a: Value, b: Value, dim: int = 1, eps: Arg = 1e-8) -> str:
+    """``a . b / max(|a| |b|, eps)``, each norm clamped."""
+    dtype = result_type(node)
+    axes = s.ints(dim)
+    x, y = s.cast(s[a], dtype_of(a), dtype), s.cast(s[b], dtype_of(b), dtype)
+    least = s.tensor(eps, dtype)
+    parts = [s.op("Div", v, s.op("Max", s.op("ReduceL2", v, axes, keepdims=1), least)) for v in (x, y)]
+    return s.op("ReduceSum", s.op("Mul", *parts), axes, keepdims=0)
+
+
+PRODUCTS: Mapping[str, Emitter] = {
+    "aten.linear.default": linear,
+    **{f"aten.{name}.default": matmul for name in ("matmul", "mm", "bmm", "mv", "dot", "vdot")},
+    **{f"aten.{name}.default": scaled_sum for name in ("addmm", "baddbmm", "addmv")},
+    **{f"aten.{name}.default": outer for name in ("outer", "ger")},
+    "aten.einsum.default": einsum,
+    "aten.bilinear.default": bilinear,
+    "aten.cosine_similarity.default": cosine_similarity,
+    **{f"{name}": grouped for name in ("aten._grouped_mm.default", "transformers.grouped_mm_fallback.default")},
+}

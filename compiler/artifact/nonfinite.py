@@ -1,0 +1,83 @@
+"""Finds NaN and infinity in weights before they spread silently through a compiled model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from ir.errors import UsageError
+
+_CHUNK = 1 << 20
+_NAMED = 5
+_HALF = frozenset({torch.complex32})
+
+
+@dataclass(frozen=True, slots=True)
+class Nonfinite:
+    """How many elements of one weight are no numbers."""
+
+    name: str
+    nan: int
+    inf: int
+
+    def __str__(self) -> str:
+        counts = (f"{self.nan} NaN" if self.nan else "", f"{self.inf} inf" if self.inf else "")
+        return f"{self.name} ({', '.join(filter(None, counts))})"
+
+
+def find_nonfinite(weights: Mapping[str, torch.Tensor]) -> list[Nonfinite]:
+    """The weights that hold NaN or infinity, in order; a few MB of memory beside them.
+
+    A tensor of nothing but 0 and -inf is an attention mask, which many models keep among their buffers:
+    it is meant so, and not reported.
+    """
+    found = []
+    for name, tensor in weights.items():
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            continue
+        nan = inf = 0
+        for chunk in _chunks(tensor):
+            if not bool(torch.isfinite(chunk).all()):
+                nan += int(torch.isnan(chunk).sum())
+                inf += int(torch.isinf(chunk).sum())
+        if nan or (inf and not _is_mask(tensor)):
+            found.append(Nonfinite(name, nan, inf))
+    return found
+
+
+def check_weights(weights: Mapping[str, torch.Tensor], *, allow_nonfinite: bool = False) -> list[str]:
+    """Names of the weights with NaN or infinity.
+
+    Raises:
+        UsageError: there are some, and they are not allowed. (The model is at fault, before any compiling.)
+    """
+    found = find_nonfinite(weights)
+    if found and not allow_nonfinite:
+        named = ", ".join(map(str, found[:_NAMED])) + (", ..." if len(found) > _NAMED else "")
+        raise UsageError(
+            f"{len(found)} of {len(weights)} weights hold NaN or infinity: {named}",
+            hint="is this the right checkpoint? --allow-nonfinite compiles it as it is",
+        )
+    return [each.name for each in found]
+
+
+def _is_mask(tensor: torch.Tensor) -> bool:
+    if tensor.is_complex():
+        return False
+    return all(bool(((chunk == 0) | (chunk == -torch.inf)).all()) for chunk in _chunks(tensor))
+
+
+def _chunks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The elements in pieces, without a copy of the whole, in a type that has ``isfinite``."""
+    if tensor.numel() <= _CHUNK or (tensor.dim() < 2 and not tensor.is_contiguous()):
+        if tensor.dtype in _HALF:
+            tensor = torch.view_as_real(tensor.detach())
+        yield tensor.float() if tensor.element_size() == 1 else tensor
+    elif tensor.is_contiguous():
+        for piece in tensor.detach().view(-1).split(_CHUNK):
+            yield from _chunks(piece)
+    else:
+        for row in tensor.detach().unbind(0):
+            yield from _chunks(row)

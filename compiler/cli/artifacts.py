@@ -1,0 +1,113 @@
+"""Commands on artifacts: ``run``, ``bench``, ``verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compiler.cli.options import common, emit_json, level, sizes
+
+
+@click.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("-i", "--inputs", type=click.Path(path_type=Path), help="safetensors file with a tensor per input.")
+@click.option("-s", "--size", multiple=True, callback=sizes, help="NAME=SIZE of a dim, for random inputs.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the outputs here (safetensors).")
+@click.option("--threads", type=int, help="Threads of the engine.")
+@click.option("--expect", metavar="ID", help="Accept only the artifact of this id.")
+@common
+def run(
+    artifact: Path, inputs: Path | None, size: dict[str, int], output: Path | None, threads: int | None,
+    expect: str | None, as_json: bool, quiet: bool, verbose: bool,
+) -> None:  # fmt: skip
+    """Run an ARTIFACT once, on given or on random inputs."""
+    from compiler.trial import random_inputs, read_inputs, summary, write_outputs
+    from ir.errors import UsageError
+
+    if inputs is not None and size:
+        raise UsageError("--size makes random inputs; it does not go with --inputs")
+    model = _load(artifact, threads, expect)
+    given = read_inputs(inputs) if inputs is not None else random_inputs(model.manifest, size, model.initial_state())
+    outputs = model(**given)
+    if output is not None:
+        write_outputs(outputs, output)
+    rows = summary(outputs)
+    if as_json:
+        emit_json({"inputs": summary(given), "outputs": rows, "facts": model.facts()})
+    elif not quiet:
+        told = "given" if inputs is not None else "random"
+        click.echo(f"{model.manifest.name} on {model.manifest.engine.name}, {told} inputs "
+                   + ", ".join(f"{r['name']} {r['type']}" for r in summary(given)))  # fmt: skip
+        for row in rows:
+            click.echo(f"  {row['name']:<24} {row['type']:<20} mean {row['mean']:.4g}  norm {row['norm']:.4g}")
+
+
+def _load(artifact: Path, threads: int | None, expect: str | None = None) -> Any:
+    from compiler.loaded import load
+
+    return load(artifact, threads=threads, expect=expect)
+
+
+@click.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--vs", "against", metavar="MODEL", help="Time the original as well, interleaved: FILE.py[:factory].")
+@click.option("-s", "--size", multiple=True, callback=sizes, help="NAME=SIZE of a dim.")
+@click.option("--threads", type=int, help="Threads of the engine and of the original.")
+@click.option("--seconds", type=float, default=3.0, show_default=True, help="How long to measure.")
+@common
+def bench(
+    artifact: Path, against: str | None, size: dict[str, int], threads: int | None, seconds: float,
+    as_json: bool, quiet: bool, verbose: bool,
+) -> None:  # fmt: skip
+    """Time an ARTIFACT on this machine: medians, spread, and the ratio to the original with --vs."""
+    from compiler.model_file import load_spec
+    from compiler.trial import time_artifact
+
+    row = time_artifact(_load(artifact, threads), load_spec(against) if against else None, size, threads, seconds)
+    if as_json:
+        emit_json(row)
+        return
+    click.echo(f"{row['name']} on {row['engine']}, {row['inputs']}, {row['threads']} threads, {row['rounds']} rounds")
+    for name, time in row["times"].items():
+        click.echo(f"  {name:<10} {time['ms']:9.3f} ms   (10 % to 90 %: {time['low_ms']:.3f} to {time['high_ms']:.3f})")
+    if "speedup" in row:
+        click.echo(f"  {row['speedup']:.2f}x vs torch eager, same inputs, same threads, interleaved")
+
+
+@click.command()
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--against", metavar="MODEL", help="The original: FILE.py[:factory]. Without it: digests only.")
+@click.option("--max-loss", type=float, default=0.01, show_default=True, help="Largest loss of quality.")
+@click.option("--threads", type=int, help="Threads of the engine.")
+@click.option("--expect", metavar="ID", help="Accept only the artifact of this id.")
+@common
+def verify(
+    artifact: Path, against: str | None, max_loss: float, threads: int | None, expect: str | None,
+    as_json: bool, quiet: bool, verbose: bool,
+) -> int:  # fmt: skip
+    """Check every byte of an ARTIFACT, and its answers against the original with --against."""
+    from compiler.artifact import open_artifact
+    from compiler.model_file import load_spec
+    from compiler.trial import verify_artifact
+
+    opened = open_artifact(artifact, expect)
+    row: dict[str, Any] = {"id": opened.id, "files": len(opened.manifest.files), "digests": "match"}
+    if against is not None:
+        row |= verify_artifact(_load(artifact, threads, expect), load_spec(against))
+    row["ok"] = ok = not row.get("loss", 0.0) > max_loss
+    if as_json:
+        emit_json(row)
+    elif level(quiet, verbose) >= 0:
+        click.echo(f"{artifact}: {row['files']} files match their digests, id {opened.id[:16]}")
+        if against is not None:
+            told = f", metric {row['metric']:.4f} (original {row['base']:.4f})" if row.get("metric") is not None else ""
+            click.echo(f"loss {row['loss']:.3g} (bound {max_loss:g}), worst cosine {row['cosine']:.6f}{told}")
+    if not ok:
+        click.echo(f"error: the loss {row['loss']:.3g} is more than {max_loss:g}", err=True)
+        return 6
+    return 0
+
+
+COMMANDS = (run, bench, verify)

@@ -1,0 +1,108 @@
+"""Commands that make something: ``compile`` and ``opt``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from compiler.cli.options import common, emit_json, level
+
+
+@click.command()
+@click.argument("model")
+@click.option("-t", "--target", help="Machine to compile for.  [cpu]")
+@click.option("-r", "--recipe", help="auto, fp32, bf16, int8, a recipe.yaml, or passes as text.  [auto]")
+@click.option("-e", "--engine", help="auto, or one of openvino, onnxruntime, reference.  [auto]")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Artifact directory.  [NAME.penstock]")
+@click.option("--threads", type=int, help="Threads of the engine and of the baseline.  [every core]")
+@click.option("--max-loss", type=float, help="Largest loss of quality against the original.  [0.01]")
+@click.option("--check", help="none, each, full: how closely passes are watched.  [each]")
+@click.option("--seconds", type=float, help="To spend on timing each candidate.  [2]")
+@click.option("--force", is_flag=True, help="Replace an artifact that is there.")
+@click.option("--allow-nonfinite", is_flag=True, help="Compile although weights hold NaN or infinity.")
+@click.option("--dry-run", is_flag=True, help="Stop before engines are built; write nothing.")
+@click.option("--dump", type=click.Path(path_type=Path), help="Write the IR after each pass into this folder.")
+@click.option("--print-ir-after", metavar="PASS", help="Print the IR after this pass.")
+@common
+def compile(  # noqa: A001, PLR0913  (the field's word)
+    model: str, output: Path | None, force: bool, as_json: bool, quiet: bool, verbose: bool, **given: Any
+) -> int:
+    """Compile MODEL: a FILE.py[:factory] or package.module:factory.
+
+    Captures the model, runs the passes of the recipe, builds every usable engine, verifies each against the
+    original, measures it, keeps the fastest within the loss bound, and writes NAME.penstock.
+    """
+    from compiler.cli.progress import Progress
+    from compiler.compile import compile as compile_model
+    from compiler.model_file import load_spec
+
+    settings = {key: value for key, value in given.items() if value is not None and value is not False}
+    with Progress(f"compile {model}", level(quiet or as_json, verbose)) as progress:
+        from compiler.events import Phases
+
+        with Phases(progress).phase("load", model) as say:
+            spec = load_spec(model)
+            say(f"{spec.name or type(spec.model).__name__} from {model}")
+        # the default place is ours to renew; a place that was named is replaced on request only
+        result = compile_model(spec, output=output, on_event=progress, force=force or output is None, **settings)
+    if as_json:
+        emit_json({**result.report, "path": str(result.path) if result.path else None, "id": result.id})
+    elif not quiet:
+        _show(result, verbose)
+    if result.path is not None and not as_json:
+        click.echo(f"artifact  {result.path}")
+        if not quiet:
+            click.echo(f"next      penstock run {result.path}")
+    if result.goal:
+        click.echo(f"goal not met: {result.goal}", err=True)
+        return 7
+    return 0
+
+
+def _show(result: Any, verbose: bool) -> None:
+    from rich.console import Console
+
+    from compiler.report import render
+
+    console = Console(highlight=False)
+    console = console if console.is_terminal else Console(highlight=False, width=100)
+    render(result.report, console)
+    if verbose:
+        for name, records in result.records.items():
+            for record in records:
+                for said in record.remarks:
+                    mark = "applied " if said.applied else "declined"
+                    console.print(f"{name}: {record.name}: {mark} {said.at}: {said.why}", markup=False, soft_wrap=True)
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("-p", "--passes", "text", default="", help='Passes, such as "fold-constants{max-bytes=0}, drop-dead-nodes".')
+@click.option("-w", "--weights", type=click.Path(path_type=Path), help="safetensors file of the params.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write here instead of stdout.")
+@click.option("--print-ir-after", metavar="PASS", help="Print the IR after this pass.")
+@click.option("--dump", type=click.Path(path_type=Path), help="Write the IR after each pass into this folder.")
+@common
+def opt(
+    file: Path, text: str, weights: Path | None, output: Path | None, print_ir_after: str | None, dump: Path | None,
+    as_json: bool, quiet: bool, verbose: bool,
+) -> None:  # fmt: skip
+    """Run passes on IR text and print the result, as mlir-opt does; "-" reads stdin."""
+    from compiler.opt import optimise_text
+
+    source = click.get_text_stream("stdin").read() if str(file) == "-" else None
+    result = optimise_text(file, source, text, weights, dump, print_ir_after or "", click.echo)
+    if as_json:
+        emit_json({"ir": result.text, "passes": result.rows()})
+    elif output is not None:
+        output.write_text(result.text)
+    else:
+        click.echo(result.text, nl=False)
+    if verbose:
+        for line in result.remarks():
+            click.echo(line, err=True)
+
+
+COMMANDS = (compile, opt)

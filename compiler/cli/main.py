@@ -1,0 +1,81 @@
+"""``penstock``: the commands, and how an error becomes one message and an exit code.
+
+Nothing heavy is imported before a command runs: ``penstock --help`` must feel instant.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from compiler.cli import artifacts, building, looking
+
+EXIT_CODES = """\b
+Exit codes: 0 done. 1 a bug in Penstock. 2 usage or recipe. 3 model not supported.
+4 engine or package missing. 5 disk, memory or permission. 6 verification failed.
+7 goal not met (artifact written). 8 untrusted or corrupted input. 130 interrupted."""
+
+START = """A compiler for adaptive inference.
+
+\b
+  penstock compile examples/minilm.py           capture, optimise, verify, measure
+  penstock estimate examples/minilm.py -t l4    predict for a GPU that is not here
+  penstock doctor                               what works on this machine
+"""
+
+
+@click.group(help=START, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="penstock", prog_name="penstock")
+def cli() -> None:
+    """See START."""
+
+
+for _command in (*building.COMMANDS, *artifacts.COMMANDS, *looking.COMMANDS):
+    cli.add_command(_command)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; ends the process."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = cli.main(args=arguments, prog_name="penstock", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.exceptions.Abort:
+        _end("interrupted", 130)
+    except KeyboardInterrupt:
+        _end("interrupted", 130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    except MemoryError:
+        _end("error: out of memory\n  hint: smaller calibration inputs, or a machine with more memory", 5)
+    except Exception as error:  # noqa: BLE001  (the last door: every error becomes one message)
+        _end(*_told(error, "-v" in arguments or "--verbose" in arguments))
+
+
+def _told(error: Exception, verbose: bool) -> tuple[str, int]:
+    code: Any = getattr(error, "exit_code", None)
+    if isinstance(code, int) and code != 1:
+        return f"error: {error}", code
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"error: {error.strerror}: {error.filename or ''}".rstrip(": "), 5
+    import traceback
+
+    trace = "".join(traceback.format_exception(error)) if verbose else ""
+    notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
+    hint = "" if verbose else "\n  hint: run again with -v for the trace, and report it"
+    return f"{trace}error: this is a bug in Penstock: {type(error).__name__}: {error}{notes}{hint}", 1
+
+
+def _end(message: str, code: int) -> None:
+    click.echo(message, err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

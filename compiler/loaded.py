@@ -1,0 +1,167 @@
+"""``load`` turns an artifact into a callable model that says what is wrong with its inputs."""
+
+from __future__ import annotations
+
+import os
+import threading
+from types import TracebackType
+from typing import Any
+
+import torch
+
+import backends
+from backends.base import Backend, Engine
+from compiler.artifact import Artifact, ChangedError, Manifest, open_artifact
+from compiler.signature import InputError, Signature
+from ir import PenstockError
+from ir.errors import MissingError, ResourceError, UntrustedError, UsageError
+
+__all__ = ["InputError", "LoadedModel", "load"]
+
+
+class LoadedModel:
+    """A compiled model: ``model(input_ids=..., attention_mask=...)`` gives its outputs by name.
+
+    Inputs are torch tensors on the CPU (numpy arrays are taken too), by name or in the order of the
+    manifest. States are passed and returned explicitly: in as ``NAME`` or ``state:NAME``, out as
+    ``state:NAME``.
+
+    Threads may share one: inputs are checked side by side, the engine runs one call at a time. For
+    parallel runs load the artifact once per worker, with few ``threads`` each.
+    """
+
+    def __init__(self, artifact: Artifact, engine: Engine, threads: int | None, version: str) -> None:
+        self._artifact = artifact
+        self._engine: Engine | None = engine
+        self._threads, self._version = threads, version
+        self._lock = threading.Lock()
+        self._initial = artifact.initial_states()
+        self._signature = Signature(artifact.manifest)
+        self._bind = self._signature.bind
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the artifact says about itself."""
+        return self._artifact.manifest
+
+    @property
+    def id(self) -> str:
+        """The artifact's id."""
+        return self._artifact.id
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:
+        """Run once.
+
+        Raises:
+            InputError: an input is missing, unknown, or not what the manifest says; names it.
+            UsageError: the model was closed.
+        """
+        inputs = self._bind(args, kwargs)
+        with self._lock:
+            if self._engine is None:
+                raise UsageError(f"the model {self.manifest.name!r} was closed")
+            return self._engine(inputs)
+
+    def initial_state(self) -> dict[str, torch.Tensor]:
+        """Fresh copies of the states that the model came with, to pass to the first call."""
+        return {name: tensor.clone() for name, tensor in self._initial.items()}
+
+    def facts(self) -> dict[str, int | str]:
+        """What runs here: artifact, engine, and what the engine says about itself."""
+        engine = self._engine
+        return {
+            "model": self.manifest.name,
+            "id": self.id,
+            "engine": self.manifest.engine.name,
+            "engine_version": self._version,
+            "compiled_with": self.manifest.engine.version,
+            "threads": "the engine's choice" if self._threads is None else self._threads,
+            **(engine.facts() if engine is not None else {}),
+        }
+
+    def close(self) -> None:
+        """Let go of the engine once the running call is done; harmless when repeated."""
+        with self._lock:
+            engine, self._engine = self._engine, None
+            release = getattr(engine, "close", None)
+            if release is not None:
+                release()
+
+    def __enter__(self) -> LoadedModel:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    threads: int | None = None,
+    expect: str | None = None,
+    engine_override: str | None = None,
+) -> LoadedModel:
+    """Check an artifact to its last byte and load its engine.
+
+    Args:
+        path: the directory ``NAME.penstock``.
+        threads: of the engine; the number it was compiled and measured with when ``None``.
+        expect: the artifact's id as printed by ``penstock compile``. Give it for artifacts that came over a
+            road you do not trust: digests alone do not tell who made it.
+        engine_override: another engine that reads the same payload.
+
+    Raises:
+        UsageError: no such artifact, no such engine.
+        UntrustedError: a file was changed, is missing, extra, a link; a version or machine does not fit.
+        MissingError: the engine is not installed, or cannot load what was built.
+    """
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads is {threads}; it must be 1 or more, or None")
+    try:
+        return _load(path, threads, expect, engine_override)
+    except ChangedError:  # a new version was published just now: that one, whole, is as good
+        return _load(path, threads, expect, engine_override)
+
+
+def _load(
+    path: str | os.PathLike[str], threads: int | None, expect: str | None, override: str | None
+) -> LoadedModel:
+    artifact = open_artifact(path, expect)
+    choice = artifact.manifest.engine
+    backend = backends.backend(override or choice.name)
+    version = _version(artifact, backend)
+    threads = choice.threads if threads is None else threads
+    try:
+        engine = backend.load(artifact.folder, threads)
+    except PenstockError:
+        artifact.recheck()
+        raise
+    except MemoryError as error:
+        raise ResourceError(f"not enough memory to load {artifact.folder}") from error
+    except Exception as error:
+        artifact.recheck()
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise MissingError(
+            f"{backend.name} {version} cannot load what {choice.name} {choice.version} built: {reason}",
+            hint=f"install {choice.name} {choice.version}, or compile the model again",
+        ) from error
+    artifact.recheck()
+    return LoadedModel(artifact, engine, threads, version)
+
+
+def _version(artifact: Artifact, backend: Backend) -> str:
+    """Version of the engine here; native payloads run on the one that made them and no other."""
+    choice, version = artifact.manifest.engine, backend.version()
+    if version is None:
+        raise MissingError(
+            f"{artifact.folder} runs on {backend.name}, which is not installed", hint=backend.install
+        )
+    if artifact.manifest.processor.native and (backend.name, version) != (choice.name, choice.version):
+        raise UntrustedError(
+            f"{artifact.folder} holds native code for {choice.name} {choice.version}, "
+            f"here is {backend.name} {version}",
+            hint=f"install {choice.name} {choice.version}, or compile the model again",
+        )
+    return version

@@ -1,0 +1,130 @@
+"""Reading a model from whatever names it, and telling what is in it."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections import Counter
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from backends import BACKENDS
+from compiler.artifact import AFTER, open_artifact
+from compiler.capture import capture, capture_file
+from compiler.model_file import load_spec
+from compiler.pipeline import Pipeline
+from compiler.recipe import recipe as read_recipe
+from compiler.targets import load_targets, this_cpu
+from ir import Graph, Value, parse, verify
+from ir.copy import copy_graph
+from ir.errors import UsageError, nearest
+from passes import PASSES, parse_passes, show_pass
+
+
+def read_graph(reference: str, trust_pickle: bool = False) -> Graph:
+    """The graph of a model script, an artifact, an IR text or (trusted) a ``.pt2`` file."""
+    path = Path(reference)
+    if path.suffix == ".pt2":
+        return capture_file(path, trust_pickle=trust_pickle)
+    if path.suffix == ".ir":
+        if not path.is_file():
+            raise UsageError(f"no such file: {path}")
+        graph = parse(path.read_text(encoding="utf-8", errors="replace"))
+        verify(graph)
+        return graph
+    if path.suffix == ".penstock" or path.is_dir():
+        return open_artifact(path).graph(AFTER)
+    return capture(load_spec(reference))
+
+
+def optimised(graph: Graph, recipe: str) -> Graph:
+    """A copy of a graph after the first variant of a recipe; ``none`` leaves it as it is."""
+    made = copy_graph(graph)
+    if recipe != "none":
+        found = read_recipe(recipe)
+        next(iter(found.pipelines().values())).run(made)
+    return made
+
+
+def describe(graph: Graph) -> dict[str, Any]:
+    """What a graph is, as plain data."""
+    ports = [
+        {"name": spec.name, "kind": spec.kind, "type": repr(value.type)}
+        for value, spec in graph.inputs.items()
+        if spec.kind != "param"
+    ]
+    returned = graph.body.returned.args
+    params = [value for _, value in graph.arguments("param")]
+    bytes_ = sum(_bytes(value) for value in params)
+    engines = {b.name: [str(u) for u in b.unsupported(graph)] for b in BACKENDS if b.version() is not None}
+    return {
+        "name": graph.name,
+        "nodes": len(graph),
+        "inputs": ports,
+        "outputs": [
+            {"name": o.name, "kind": o.kind, "type": repr(v.type) if isinstance(v, Value) else repr(v)}
+            for o, v in zip(graph.outputs, returned, strict=True)
+        ],
+        "dims": {name: str(bounds) for name, bounds in graph.dims.items()},
+        "weights": len(params),
+        "weight_mb": bytes_ / 1e6,
+        "operators": dict(Counter(node.op.name for node in graph.walk() if node.op.name != "return").most_common()),
+        "engines": engines,
+    }
+
+
+def _bytes(value: Value) -> int:
+    size = value.tensor.numel
+    return int(size) * int(value.tensor.dtype.itemsize)
+
+
+def describe_passes() -> list[dict[str, Any]]:
+    """A row per pass."""
+    return [
+        {
+            "name": p.name,
+            "summary": p.summary,
+            "options": {f.name.replace("_", "-"): f.default for f in fields(p)},  # type: ignore[arg-type]
+            "tolerance": str(p.tolerance),
+            "requires": sorted(fact.name for fact in p.requires),
+            "gives": sorted(fact.name for fact in p.gives),
+        }
+        for p in PASSES
+    ]
+
+
+def explain_pass(name: str) -> dict[str, Any]:
+    """The row of one pass, and its own words."""
+    table = {p.name: p for p in PASSES}
+    if name not in table:
+        raise UsageError(f"there is no pass {name!r}", hint=nearest(name, list(table)))
+    row = next(r for r in describe_passes() if r["name"] == name)
+    words = inspect.getdoc(sys.modules[table[name].__module__]) or ""
+    options = "\n".join(f"  {k} = {v!r}" for k, v in row["options"].items()) or "  none"
+    row["text"] = (
+        f"{show_pass(parse_passes(name, PASSES)[0])}\n\n{words}\n\noptions\n{options}\n"
+        f"numbers    {row['tolerance']}\nrequires   {', '.join(row['requires'])}\ngives      {', '.join(row['gives']) or 'nothing'}"
+    )
+    return row
+
+
+def describe_targets() -> list[dict[str, Any]]:
+    """A row per target, this machine first."""
+    rows = []
+    for machine in [this_cpu(), *(t for t in load_targets().values() if t.name != "cpu")]:
+        best = machine.peak.get("bf16") or machine.peak.get("fp16") or machine.peak.get("fp32", 0.0)
+        rows.append(
+            {
+                "name": machine.name,
+                "kind": machine.kind,
+                "cc": machine.cc,
+                "memory_gb": round(machine.memory / 1e9),
+                "gb_s": round(machine.bandwidth / 1e9),
+                "tflops": round(best / 1e12, 1),
+                "int8_tops": round(machine.peak.get("int8", 0.0) / 1e12, 1),
+                "tier": machine.provenance,
+                "engines": ", ".join(b.name for b in BACKENDS) if machine.name == "cpu" else "plan only",
+            }
+        )
+    return rows

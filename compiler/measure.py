@@ -1,0 +1,69 @@
+"""Honest timing: everything that is compared runs interleaved, in one process, on the same inputs and threads."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds of one call: median, 10th and 90th percentile over ``rounds`` rounds."""
+
+    median: float
+    low: float
+    high: float
+    rounds: int
+
+    @property
+    def spread(self) -> float:
+        """Half of the distance between the percentiles, relative to the median."""
+        return (self.high - self.low) / 2 / self.median if self.median else 0.0
+
+
+def interleave(
+    calls: Mapping[str, Callable[[], object]], seconds: float = 2.0, least: int = 5, most: int = 200
+) -> dict[str, Timing]:
+    """Time several calls round by round, so that a busy moment of the machine hits all of them alike.
+
+    Args:
+        calls: what to time, by name.
+        seconds: stop after about this long, but not before ``least`` rounds.
+        least, most: bounds on the number of rounds.
+    """
+    for call in calls.values():  # first calls build caches, pages and thread pools
+        call()
+        call()
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    end = time.perf_counter() + seconds
+    for count in range(most):
+        if count >= least and time.perf_counter() > end:
+            break
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            taken[name].append(time.perf_counter() - start)
+    return {name: _summary(times) for name, times in taken.items()}
+
+
+def _summary(times: list[float]) -> Timing:
+    ordered = sorted(times)
+    at = lambda share: ordered[min(len(ordered) - 1, round(share * (len(ordered) - 1)))]  # noqa: E731
+    return Timing(statistics.median(ordered), at(0.1), at(0.9), len(ordered))
+
+
+@contextmanager
+def torch_threads(threads: int | None) -> Iterator[int]:
+    """Let torch use so many threads meanwhile; yields the number in force."""
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)

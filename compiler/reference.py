@@ -1,0 +1,113 @@
+"""The original model as the baseline of every comparison: its answers, its quality, its time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from compiler.compare import Distance, distance
+from compiler.eager import run_eager
+from compiler.inputs import bind_inputs, flatten_inputs
+from compiler.spec import Metric, ModelSpec
+from ir import Graph
+
+Tensors = Mapping[str, torch.Tensor]
+Runner = Callable[[Tensors], Tensors]
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What an engine loses against the original.
+
+    Attributes:
+        loss: drop of the metric relative to the original's, or one minus the worst cosine without a metric.
+        cosine: worst cosine over the rows of any output on the samples.
+        max_abs: largest absolute difference on the samples.
+        metric: the engine's value of the user's metric.
+        base: the original's value of it.
+    """
+
+    loss: float
+    cosine: float
+    max_abs: float
+    metric: float | None = None
+    base: float | None = None
+
+
+class Reference:
+    """Runs the original in eager mode on the samples, once, and judges others by its answers."""
+
+    def __init__(self, spec: ModelSpec, graph: Graph) -> None:
+        self._spec = spec
+        self._names = [o.name for o in graph.outputs if o.kind == "output"]
+        sets = [*spec.calibration] or [spec.example_inputs]
+        self.samples: list[dict[str, torch.Tensor]] = [
+            {**graph.initial, **flatten_inputs(bind_inputs(spec.model, s).named)} for s in sets
+        ]
+        self.answers = [self._eager(s) for s in sets]
+        self.example = {**graph.initial, **flatten_inputs(bind_inputs(spec.model, spec.example_inputs).named)}
+        self._base: float | None = None
+
+    def _eager(self, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        bound = bind_inputs(self._spec.model, inputs)
+        was_training = self._spec.model.training
+        self._spec.model.eval()
+        try:
+            answer = run_eager(self._spec.model, bound.args, bound.kwargs)
+        finally:
+            self._spec.model.train(was_training)
+        leaves = [leaf for leaf in pytree.tree_leaves(answer) if leaf is not None]
+        tensors = [leaf if isinstance(leaf, torch.Tensor) else torch.tensor(leaf) for leaf in leaves]
+        return dict(zip(self._names, tensors, strict=True))
+
+    def eager_call(self) -> Callable[[], object]:
+        """The original on the example inputs, as a user would call it: for timing."""
+        bound = bind_inputs(self._spec.model, self._spec.example_inputs)
+        model = self._spec.model
+
+        def call() -> object:
+            with torch.inference_mode():
+                return model(*bound.args, **bound.kwargs)
+
+        return call
+
+    @property
+    def metric(self) -> Metric | None:
+        """The user's metric."""
+        return self._spec.metric
+
+    def base(self) -> float | None:
+        """The original's value of the metric."""
+        if self._base is None and self.metric is not None:
+            self._base = float(self.metric(lambda **inputs: self._eager(inputs)))
+        return self._base
+
+    def judge(self, run: Runner) -> Loss:
+        """Loss of an engine: on the samples, and by the metric when there is one."""
+        found = [
+            distance(want, {n: t for n, t in run(sample).items() if n in want})
+            for sample, want in zip(self.samples, self.answers, strict=True)
+        ]
+        worst = Distance(max(d.max_abs for d in found), min(d.cosine for d in found))
+        base = self.base()
+        if self.metric is None or base is None:
+            return Loss(worst.loss, worst.cosine, worst.max_abs)
+        got = float(self.metric(lambda **inputs: run(flatten_inputs(inputs))))
+        drop = max(0.0, (base - got) / max(abs(base), 1e-12)) if got == got else float("inf")
+        return Loss(drop, worst.cosine, worst.max_abs, got, base)
+
+
+def sizes_of(graph: Graph, inputs: Tensors) -> dict[str, int]:
+    """Size of each dim in some inputs, as far as the inputs say it."""
+    sizes: dict[str, int] = {}
+    for value, spec in graph.inputs.items():
+        if spec.kind == "param" or spec.name not in inputs:
+            continue
+        for dim, size in zip(value.tensor.shape, inputs[spec.name].shape, strict=True):
+            if not isinstance(dim, int) and dim.is_Symbol:
+                sizes[dim.name] = size
+    return sizes

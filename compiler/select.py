@@ -1,0 +1,162 @@
+"""Which engine, which precision: build them, judge them, time them against the original, keep the fastest."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from backends import BACKENDS, backend
+from backends.base import WEIGHTS_FILE, Backend, Engine, Unsupported
+from compiler.events import Phases
+from compiler.measure import Timing, interleave, torch_threads
+from compiler.reference import Loss, Reference
+from ir import Graph
+from ir import weights as weight_files
+from ir.errors import MissingError, PenstockError, ResourceError, UnsupportedError
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One variant on one engine.
+
+    Attributes:
+        variant: of the recipe: fp32, bf16, int8, custom.
+        backend: name of the engine.
+        version: of the engine's package.
+        predicted: speed-up over the captured graph that the cost model expects from the passes alone.
+        build_seconds: to emit, build and load.
+        engine_time, eager_time: measured interleaved, in the same run.
+        loss: against the original.
+        facts: what the built engine really contains.
+        why: why it was not taken; empty for the one that was.
+    """
+
+    variant: str
+    backend: str
+    version: str = ""
+    predicted: float = 1.0
+    build_seconds: float = 0.0
+    engine_time: Timing | None = None
+    eager_time: Timing | None = None
+    loss: Loss | None = None
+    facts: Mapping[str, int | str] = field(default_factory=dict)
+    why: str = ""
+
+    @property
+    def name(self) -> str:
+        """``int8 on onnxruntime``."""
+        return f"{self.variant} on {self.backend}"
+
+    @property
+    def speedup(self) -> float:
+        """Times as fast as eager; 0 when it was not timed."""
+        if self.engine_time is None or self.eager_time is None:
+            return 0.0
+        return self.eager_time.median / self.engine_time.median
+
+
+def chosen_backends(name: str) -> list[Backend]:
+    """The engines to try: one by name, or every compiled one for ``auto``.
+
+    Raises:
+        UsageError: unknown name, the nearest is suggested.
+        MissingError: it is not installed; the message says which command brings it.
+    """
+    if name != "auto":
+        found = backend(name)
+        if found.version() is None:
+            raise MissingError(f"engine {name!r} is not installed", hint=found.install)
+        return [found]
+    usable = [b for b in BACKENDS if b.name != "reference" and b.version() is not None]
+    if not usable:
+        raise MissingError("no engine is installed", hint=" or ".join(b.install for b in BACKENDS if b.install))
+    return usable
+
+
+class Race:
+    """Builds candidates one after another; only one engine is in memory at a time."""
+
+    def __init__(self, reference: Reference, threads: int | None, max_loss: float, seconds: float, phases: Phases) -> None:
+        self._reference = reference
+        self._threads = threads
+        self._max_loss = max_loss
+        self._seconds = seconds
+        self._phases = phases
+        self._folders: dict[str, Path] = {}
+        self._missing: list[PenstockError] = []
+        self.candidates: list[Candidate] = []
+
+    def enter(self, variant: str, graph: Graph, with_: Backend, folder: Path, predicted: float) -> Candidate:
+        """Build, judge and time one candidate; a failure is a candidate that says why."""
+        made = Candidate(variant, with_.name, with_.version() or "", predicted)
+        try:
+            made = self._try(made, graph, with_, folder)
+        except ResourceError:
+            raise
+        except PenstockError as error:
+            self._missing.append(error)
+            made = replace(made, why=error.what)
+        if made.why:
+            shutil.rmtree(folder, ignore_errors=True)
+        self.candidates.append(made)
+        self._folders[made.name] = folder
+        self._phases.note("engines", _line(made))
+        return made
+
+    def _try(self, made: Candidate, graph: Graph, with_: Backend, folder: Path) -> Candidate:
+        refused = with_.unsupported(graph)
+        if refused:
+            raise UnsupportedError(_listing(refused))
+        start = time.perf_counter()
+        folder.mkdir(parents=True)
+        weight_files.save(graph.weights, folder / WEIGHTS_FILE)
+        with_.build(graph, folder)
+        engine = with_.load(folder, self._threads)
+        made = replace(made, build_seconds=time.perf_counter() - start, facts=dict(engine.facts()))
+        with torch_threads(self._threads):
+            made = replace(made, loss=self._reference.judge(engine))
+            assert made.loss is not None
+            if not made.loss.loss <= self._max_loss:
+                return replace(made, why=f"loss {made.loss.loss:.3g} is more than {self._max_loss:g}")
+            return self._time(made, engine)
+
+    def _time(self, made: Candidate, engine: Engine) -> Candidate:
+        inputs = self._reference.example
+        found = interleave({"eager": self._reference.eager_call(), "engine": lambda: engine(inputs)}, self._seconds)
+        return replace(made, eager_time=found["eager"], engine_time=found["engine"])
+
+    def winner(self) -> Candidate | None:
+        """The fastest within the loss bound; the others learn why not."""
+        able = [c for c in self.candidates if not c.why and c.engine_time is not None]
+        best = max(able, key=lambda c: c.speedup, default=None)
+        self.candidates = [
+            c if c.why or c is best or best is None else replace(c, why=f"slower: {c.speedup:.2f}x, not {best.speedup:.2f}x")
+            for c in self.candidates
+        ]
+        return best
+
+    def fault_kind(self) -> type[PenstockError]:
+        """The kind of the first failure: what an exit code should say."""
+        return type(self._missing[0]) if self._missing else PenstockError
+
+    def move(self, winner: Candidate, folder: Path) -> None:
+        """Move the files of the winner into the artifact."""
+        for file in self._folders[winner.name].iterdir():
+            os.replace(file, folder / file.name)
+
+
+def _listing(refused: Sequence[Unsupported], most: int = 20) -> str:
+    lines = [str(r) for r in refused]
+    more = f"\n  - and {len(lines) - most} more" if len(lines) > most else ""
+    return f"{len(lines)} operation(s) it cannot carry: " + "\n  - ".join(["", *lines[:most]]) + more
+
+
+def _line(made: Candidate) -> str:
+    if made.engine_time is None or made.loss is None:
+        return f"{made.name}: {made.why.splitlines()[0]}"
+    time_ = f"{made.engine_time.median * 1e3:.2f} ms, {made.speedup:.2f}x eager"
+    return f"{made.name}: {time_}, loss {made.loss.loss:.2g}"

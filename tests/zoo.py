@@ -1,0 +1,514 @@
+"""Small models of the families that Penstock captures: random weights, the same in every run.
+
+``calibration`` of each spec holds inputs of other sizes than the example inputs, for checks that a captured
+graph holds beyond the sizes it was traced with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
+from torch import Tensor, nn
+
+from compiler.spec import Dim, ModelSpec
+
+BATCH = Dim("batch", 1, 64)
+SEQ = Dim("seq", 1, 32)
+_VOCABULARY = 96
+
+Inputs = Mapping[str, Any]
+
+
+def _spec(
+    name: str,
+    model: nn.Module,
+    make: Callable[..., Inputs],
+    sizes: Sequence[tuple[int, ...]],
+    dims: Mapping[str, Mapping[int, Dim]],
+) -> ModelSpec:
+    """``make(*sizes[0])`` are the example inputs, the rest of the sizes make the others."""
+    first, *others = [make(*s) for s in sizes]
+    return ModelSpec(model.eval(), first, dims, calibration=others, name=name)
+
+
+def _seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _tokens(batch: int, seq: int) -> Tensor:
+    return torch.randint(0, _VOCABULARY, (batch, seq), generator=_seeded(batch * 100 + seq))
+
+
+def _text(batch: int, seq: int) -> Inputs:
+    mask = torch.ones(batch, seq, dtype=torch.int64)
+    if batch > 1:
+        mask[0, max(1, seq // 2) :] = 0
+    return {"input_ids": _tokens(batch, seq), "attention_mask": mask}
+
+
+_TEXT_SIZES = ((2, 6), (3, 9), (1, 1), (5, 32))
+_TEXT_DIMS = {"input_ids": {0: BATCH, 1: SEQ}, "attention_mask": {0: BATCH, 1: SEQ}}
+
+
+class _Wrapped(nn.Module):
+    """A transformers model that returns tensors only: no cache."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.inner(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)[0]
+
+
+def _causal(name: str, **changes: Any) -> nn.Module:
+    """A language model of transformers, tiny. ``name`` is that of its config class without ``Config``."""
+    import transformers
+
+    sizes = dict(
+        vocab_size=_VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=64,
+    )  # fmt: skip
+    config = getattr(transformers, f"{name}Config")(**sizes | changes)
+    return _built(transformers.AutoModelForCausalLM, config, **_EXPERTS if "num_experts" in str(changes) else {})
+
+
+_EXPERTS = {"experts_implementation": "batched_mm"}
+
+
+def _built(auto: Any, config: Any, **options: str) -> nn.Module:
+    torch.manual_seed(0)
+    return auto.from_config(config, attn_implementation="sdpa", **options).eval()
+
+
+def _language(name: str, model: nn.Module) -> ModelSpec:
+    return _spec(name, _Wrapped(model), _text, _TEXT_SIZES, _TEXT_DIMS)
+
+
+def bert() -> ModelSpec:
+    import transformers as t
+
+    config = t.BertConfig(
+        vocab_size=_VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=64,
+    )  # fmt: skip
+    return _spec("bert", _built(t.AutoModel, config), _text, _TEXT_SIZES, _TEXT_DIMS)
+
+
+def gpt2() -> ModelSpec:
+    import transformers as t
+
+    config = t.GPT2Config(vocab_size=_VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+    return _language("gpt2", _built(t.AutoModelForCausalLM, config))
+
+
+def llama() -> ModelSpec:
+    return _language("llama", _causal("Llama"))
+
+
+def qwen3() -> ModelSpec:
+    return _language("qwen3", _causal("Qwen3"))
+
+
+def mixtral() -> ModelSpec:
+    return _language("mixtral", _causal("Mixtral", num_local_experts=4, num_experts_per_tok=2))
+
+
+def qwen3_moe() -> ModelSpec:
+    model = _causal("Qwen3Moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
+    return _language("qwen3_moe", model)
+
+
+def vit() -> ModelSpec:
+    import transformers as t
+
+    config = t.ViTConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=4
+    )
+
+    def images(batch: int) -> Inputs:
+        return {"pixel_values": torch.randn(batch, 3, 16, 16, generator=_seeded(batch))}
+
+    return _spec("vit", _built(t.AutoModel, config), images, ((2,), (3,), (1,)), {"pixel_values": {0: BATCH}})
+
+
+def whisper_encoder() -> ModelSpec:
+    import transformers as t
+
+    config = t.WhisperConfig(
+        d_model=32, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=48, decoder_layers=1,
+        decoder_attention_heads=4, decoder_ffn_dim=48, num_mel_bins=8, max_source_positions=12, vocab_size=_VOCABULARY,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+    )  # fmt: skip
+
+    def sound(batch: int) -> Inputs:
+        return {"input_features": torch.randn(batch, 8, 24, generator=_seeded(batch))}
+
+    model = _built(t.AutoModel, config).get_encoder()
+    return _spec("whisper_encoder", model, sound, ((2,), (3,), (1,)), {"input_features": {0: BATCH}})
+
+
+def t5_encoder() -> ModelSpec:
+    import transformers as t
+
+    config = t.T5Config(
+        vocab_size=_VOCABULARY, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4,
+        relative_attention_num_buckets=8, relative_attention_max_distance=16,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = t.T5EncoderModel(config).eval()
+    return _spec("t5_encoder", model, _text, _TEXT_SIZES, _TEXT_DIMS)
+
+
+def mamba() -> ModelSpec:
+    """Its scan is a Python loop over time: ``seq`` stays as traced."""
+    import transformers as t
+
+    config = t.MambaConfig(
+        vocab_size=_VOCABULARY, hidden_size=16, state_size=4, num_hidden_layers=1, conv_kernel=4, time_step_rank=4
+    )
+
+    class OnlyTokens(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, input_ids: Tensor) -> Tensor:
+            return self.inner(input_ids=input_ids, use_cache=False)[0]
+
+    torch.manual_seed(0)
+    model = OnlyTokens(t.MambaModel(config))
+    return _spec(
+        "mamba", model, lambda b: {"input_ids": _tokens(b, 5)}, ((2,), (3,), (1,)), {"input_ids": {0: BATCH}}
+    )
+
+
+class DecodeStep(nn.Module):
+    """One step of Llama with a static cache that the caller owns and this writes into."""
+
+    def __init__(self, model: nn.Module, length: int) -> None:
+        super().__init__()
+        self.model, self.length = model, length
+
+    def forward(self, input_ids: Tensor, pos: Tensor, ks: list[Tensor], vs: list[Tensor]) -> Tensor:
+        from transformers import StaticCache
+
+        cache = StaticCache(config=self.model.config, max_cache_len=self.length)
+        for layer, k, v in zip(cache.layers, ks, vs, strict=True):
+            layer.lazy_initialization(k, v)
+            layer.keys, layer.values = k, v
+            layer.cumulative_length = pos[:1].clone()
+        return self.model(input_ids=input_ids, past_key_values=cache, use_cache=True).logits
+
+
+def llama_decode() -> ModelSpec:
+    length = 16
+
+    def step(batch: int, pos: int) -> Inputs:
+        def cache(seed: int) -> Tensor:
+            filled = torch.randn(batch, 2, length, 8, generator=_seeded(seed))
+            filled[:, :, pos:] = 0
+            return filled
+
+        return {
+            "input_ids": _tokens(batch, 1),
+            "pos": torch.tensor([pos]),
+            "ks": [cache(1), cache(2)],
+            "vs": [cache(3), cache(4)],
+        }
+
+    dims = {"input_ids": {0: BATCH}, "ks": {0: BATCH}, "vs": {0: BATCH}}
+    return _spec("llama_decode", DecodeStep(_causal("Llama"), length), step, ((2, 5), (3, 0), (1, 9)), dims)
+
+
+class _Attention(nn.Module):
+    def __init__(self, channels: int, context: int) -> None:
+        super().__init__()
+        self.q = nn.Linear(channels, channels, bias=False)
+        self.k, self.v = nn.Linear(context, channels, bias=False), nn.Linear(context, channels, bias=False)
+        self.out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        q, k, v = (p.unflatten(-1, (4, -1)).transpose(1, 2) for p in (self.q(x), self.k(context), self.v(context)))
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class _Residual(nn.Module):
+    def __init__(self, before: int, after: int, time: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(4, before), nn.GroupNorm(4, after)
+        self.conv1, self.conv2 = nn.Conv2d(before, after, 3, padding=1), nn.Conv2d(after, after, 3, padding=1)
+        self.time = nn.Linear(time, after)
+        self.skip = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x))) + self.time(F.silu(time))[:, :, None, None]
+        return self.conv2(F.silu(self.norm2(h))) + self.skip(x)
+
+
+class UNetBlock(nn.Module):
+    """Down, self- and cross-attention, up, with a skip connection: height and width must be even."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.middle, self.leave = _Residual(4, 16, 8), _Residual(16, 16, 8), _Residual(32, 4, 8)
+        self.down, self.up = nn.Conv2d(16, 16, 3, stride=2, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.norm, self.own, self.cross = nn.LayerNorm(16), _Attention(16, 16), _Attention(16, 12)
+
+    def forward(self, sample: Tensor, time: Tensor, context: Tensor) -> Tensor:
+        skip = self.enter(sample, time)
+        h = self.middle(self.down(skip), time)
+        rows = self.norm(h.flatten(2).transpose(1, 2))
+        rows = rows + self.own(rows, rows)
+        rows = rows + self.cross(rows, context)
+        h = rows.transpose(1, 2).reshape(h.shape)
+        h = self.up(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+        return self.leave(torch.cat([h, skip], dim=1), time)
+
+
+def unet_block() -> ModelSpec:
+    def make(batch: int, height: int, width: int, words: int) -> Inputs:
+        g = _seeded(batch)
+        return {
+            "sample": torch.randn(batch, 4, height, width, generator=g),
+            "time": torch.randn(batch, 8, generator=g),
+            "context": torch.randn(batch, words, 12, generator=g),
+        }
+
+    torch.manual_seed(0)
+    dims = {
+        "sample": {0: BATCH, 2: Dim("height", 2, 64), 3: Dim("width", 2, 64)},
+        "time": {0: BATCH},
+        "context": {0: BATCH, 1: Dim("words", 1, 77)},
+    }
+    return _spec("unet_block", UNetBlock(), make, ((2, 8, 12, 3), (3, 6, 4, 5), (1, 2, 2, 1)), dims)
+
+
+class _BasicBlock(nn.Module):
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, after, 3, stride, 1, bias=False)
+        self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
+        self.bn1, self.bn2 = nn.BatchNorm2d(after), nn.BatchNorm2d(after)
+        self.skip = nn.Identity()
+        if stride != 1 or before != after:
+            self.skip = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        h = self.bn2(self.conv2(h))
+        h += self.skip(x)
+        return F.relu(h)
+
+
+class ResNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
+        self.pool = nn.MaxPool2d(3, 2, 1)
+        self.blocks = nn.Sequential(_BasicBlock(8, 8, 1), _BasicBlock(8, 16, 2))
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        h = self.blocks(self.pool(self.stem(images)))
+        return self.head(torch.flatten(F.adaptive_avg_pool2d(h, 1), 1))
+
+
+def resnet() -> ModelSpec:
+    torch.manual_seed(0)
+    model = ResNet()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):  # statistics as after training, not the neutral ones
+            nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+
+    def images(batch: int, side: int) -> Inputs:
+        return {"images": torch.randn(batch, 3, side, side + 3, generator=_seeded(batch))}
+
+    dims = {"images": {0: BATCH, 2: Dim("height", 16, 256), 3: Dim("width", 16, 256)}}
+    return _spec("resnet", model, images, ((2, 32), (3, 21), (1, 16)), dims)
+
+
+class Recurrent(nn.Module):
+    """LSTM then GRU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(8, 16, num_layers=2, batch_first=True)
+        self.gru = nn.GRU(16, 8, batch_first=True, bidirectional=True)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y, _ = self.lstm(x)
+        z, last = self.gru(y)
+        return z, last
+
+
+def recurrent() -> ModelSpec:
+    torch.manual_seed(0)
+    return _spec("recurrent", Recurrent(), _rows, ((2, 6), (3, 9), (1, 1)), {"x": {0: BATCH, 1: SEQ}})
+
+
+def _rows(batch: int, seq: int) -> Inputs:
+    return {"x": torch.randn(batch, seq, 8, generator=_seeded(batch * 10 + seq))}
+
+
+class EarlyExit(nn.Module):
+    """The second half runs only while the first is not sure enough for every row."""
+
+    def __init__(self, exits: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(exits + 1))
+        self.head = nn.Linear(8, 3)
+        self.register_buffer("threshold", torch.tensor(0.45))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._from(0, x.mean(dim=1))
+
+    def _from(self, index: int, x: Tensor) -> Tensor:
+        h = torch.tanh(self.layers[index](x))
+        logits = self.head(h)
+        if index == len(self.layers) - 1:
+            return logits
+        sure = logits.softmax(-1).amax(-1).min() > self.threshold
+        return torch.cond(sure, lambda h, y: y.clone(), lambda h, y: self._from(index + 1, h), (h, logits))
+
+
+def early_exit() -> ModelSpec:
+    torch.manual_seed(0)
+    return _spec("early_exit", EarlyExit(1), _rows, ((2, 6), (3, 9), (1, 1), (1, 4)), {"x": {0: BATCH, 1: SEQ}})
+
+
+def nested_cond() -> ModelSpec:
+    torch.manual_seed(3)
+    return _spec("nested_cond", EarlyExit(3), _rows, ((2, 6), (3, 9), (1, 1), (1, 4)), {"x": {0: BATCH, 1: SEQ}})
+
+
+class UntilSettled(nn.Module):
+    """Applies one layer until it changes little: a data-dependent number of times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        def unsettled(i: Tensor, x: Tensor, change: Tensor) -> Tensor:
+            return (change > 0.05) & (i < 20)
+
+        def step(i: Tensor, x: Tensor, change: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            y = torch.tanh(self.layer(x)) * 0.5
+            return i + 1, y, (y - x).abs().amax()
+
+        start = (torch.zeros((), dtype=torch.int64), x.clone(), torch.ones(()))
+        rounds, settled, _ = torch.while_loop(unsettled, step, start)
+        return settled, rounds
+
+
+def while_loop() -> ModelSpec:
+    torch.manual_seed(0)
+    return _spec("while_loop", UntilSettled(), _rows, ((2, 6), (3, 9), (1, 1)), {"x": {0: BATCH, 1: SEQ}})
+
+
+class Compaction(nn.Module):
+    """Only the rows that a gate picks go through the expensive part."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.expensive = nn.Linear(8, 1), nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(0, 1)
+        picked = (self.gate(rows).squeeze(-1) > 0).nonzero().squeeze(-1)
+        done = self.expensive(rows.index_select(0, picked))
+        return rows.index_copy(0, picked, done).reshape(x.shape)
+
+
+def compaction() -> ModelSpec:
+    torch.manual_seed(0)
+    return _spec("compaction", Compaction(), _rows, ((2, 6), (3, 9), (1, 1)), {"x": {0: BATCH, 1: SEQ}})
+
+
+class Tied(nn.Module):
+    """Input and output embedding are one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(_VOCABULARY, 16)
+        self.out = nn.Linear(16, _VOCABULARY, bias=False)
+        self.out.weight = self.embed.weight
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.out(torch.tanh(self.embed(input_ids)))
+
+
+def tied() -> ModelSpec:
+    torch.manual_seed(0)
+    dims = {"input_ids": {0: BATCH, 1: SEQ}}
+    return _spec("tied", Tied(), lambda b, s: {"input_ids": _tokens(b, s)}, ((2, 6), (3, 9), (1, 1)), dims)
+
+
+@lru_cache(maxsize=1)
+def define_custom_op() -> torch.library.Library:
+    """``zoo::soft_clip``, an operator that no pass of Penstock knows."""
+    library = torch.library.Library("zoo", "DEF")
+    library.define("soft_clip(Tensor x, float limit) -> Tensor")
+    library.impl("soft_clip", lambda x, limit: limit * torch.tanh(x / limit), "CPU")
+    library.impl("soft_clip", lambda x, limit: torch.empty_like(x), "Meta")
+    return library
+
+
+class CustomOp(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.zoo.soft_clip(self.layer(x), 0.5) + x
+
+
+def custom_op() -> ModelSpec:
+    define_custom_op()
+    torch.manual_seed(0)
+    return _spec("custom_op", CustomOp(), _rows, ((2, 6), (3, 9), (1, 1)), {"x": {0: BATCH, 1: SEQ}})
+
+
+class RunningMean(nn.Module):
+    """Keeps a state of its own between calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(8))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean.mul_(0.9).add_(x.mean(dim=(0, 1)), alpha=0.1)
+        self.calls += 1
+        return x - self.mean
+
+
+def running_mean() -> ModelSpec:
+    return _spec("running_mean", RunningMean(), _rows, ((2, 6), (3, 9), (1, 1)), {"x": {0: BATCH, 1: SEQ}})
+
+
+def minilm() -> ModelSpec:
+    """The real one."""
+    from examples.minilm import model
+
+    return model()
+
+
+ZOO: Mapping[str, Callable[[], ModelSpec]] = MappingProxyType(
+    {
+        make.__name__: make
+        for make in (
+            bert, gpt2, llama, qwen3, mixtral, qwen3_moe, vit, whisper_encoder, t5_encoder, mamba, llama_decode,
+            unet_block, resnet, recurrent, early_exit, nested_cond, while_loop, compaction, tied, custom_op,
+            running_mean,
+        )
+    }
+)  # fmt: skip
+"""Name -> factory. ``minilm`` stands apart: it needs the package of its weights."""
