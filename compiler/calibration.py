@@ -69,6 +69,10 @@ class Calibration:
             return Trust("prior", _PRIOR_ERROR)
         return Trust("datasheet", self.errors["datasheet"])
 
+    def borrowed(self, trust: Trust) -> Trust:
+        """Trust in a fit that is used for a kernel it was not made for."""
+        return Trust("transferred", max(trust.error, self.errors["transferred"]))
+
     def for_gemm(self, target: Target, format_: str, quantizes: bool) -> tuple[GemmFit, Trust] | None:
         """Parameters of products, or ``None`` where nothing near was measured."""
         for other in (format_, *_ALIKE.get(format_, ())):
@@ -81,9 +85,11 @@ class Calibration:
                     fit, error = replace(fit, t0=self.gemm[source, "bf16"][0].t0), self.errors["transferred"]
                 elif (source, other) == (target.name, format_):
                     return fit, Trust("calibrated", error)
+                if quantizes and not fit.quantize:  # timed without: a second kernel at the speed of a copy
+                    fit = replace(fit, t0=2 * fit.t0, quantize=target.efficiency["bw"])
                 if source != target.name:
                     fit = _carried(fit, load_targets()[source], target, other)
-                return fit, Trust("transferred", max(error, self.errors["transferred"]))
+                return fit, self.borrowed(Trust("calibrated", error))
         return None
 
     def for_attention(self, target: Target, format_: str, decode: bool) -> tuple[AttentionFit, Trust] | None:
@@ -98,7 +104,7 @@ class Calibration:
             if (source, phase) in self.attention:
                 fit, error = self.attention[source, phase]
                 carried = _carried(fit, load_targets()[source], target, "bf16")
-                return carried, Trust("transferred", max(error, self.errors["transferred"]))
+                return carried, self.borrowed(Trust("calibrated", error))
         return None
 
     def for_memory(self, target: Target, kind: str) -> tuple[MemoryFit, Trust]:
@@ -119,8 +125,11 @@ def load_calibration(path: Path = PACKAGED) -> Calibration:
     """The fits of a calibration file."""
     data = yaml.safe_load(path.read_text())
     return Calibration(
-        gemm={key: (_made(GemmFit, row), row["held_out"]["p90"]) for key, row in _flat(data["gemm"])},
-        attention={key: (_made(AttentionFit, row), row["held_out"]["p90"]) for key, row in _flat(data["attention"])},
+        gemm={key: (_made(GemmFit, row), row["held_out"]["dram"]["p90"]) for key, row in _flat(data["gemm"])},
+        attention={
+            key: (_made(AttentionFit, row), row["held_out"]["dram"]["p90"])
+            for key, row in _flat(data["attention"])
+        },
         memory={key: (_made(MemoryFit, row), row["error"]) for key, row in _flat(data["memory"])},
         errors={tier: row["p90"] for tier, row in data["errors"].items()},
     )

@@ -7,11 +7,13 @@ the estimate run the same lines. Parameters live in ``calibration.yaml``; nothin
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+Array: TypeAlias = NDArray[np.float64]
+Numbers: TypeAlias = Array | float
 
 _SIDES = (16, 32, 64, 128, 256)
 _TILES = [(m, n) for m in _SIDES for n in _SIDES if 512 <= m * n < 256 * 256]
@@ -71,7 +73,7 @@ class GemmFit:
 
 @dataclass(frozen=True, slots=True)
 class AttentionFit:
-    """Fitted behaviour of flash attention, see ``GemmFit``; ``wave`` is seconds per further wave of blocks."""
+    """Fitted behaviour of flash attention, as ``GemmFit``; ``wave``: seconds per further wave of blocks."""
 
     t0: float
     compute: float
@@ -82,13 +84,13 @@ class AttentionFit:
     norm: float
 
 
-def roofline(flops: Array | float, bytes_: Array | float, machine: Machine) -> Array:
+def roofline(flops: Numbers, bytes_: Numbers, machine: Machine) -> Array:
     """The physical bound: no kernel is faster than its operations or its bytes."""
     return np.maximum(np.asarray(flops) / machine.rate, np.asarray(bytes_) / machine.bandwidth)
 
 
 def gemm_seconds(
-    fit: GemmFit, machine: Machine, batch: Array, m: Array, n: Array, k: Array, bytes_: Array
+    fit: GemmFit, machine: Machine, batch: Numbers, m: Numbers, n: Numbers, k: Numbers, bytes_: Numbers
 ) -> Array:
     """Seconds of ``batch`` products ``[m, k] x [k, n]`` that move ``bytes_``: the best cut of the menu.
 
@@ -108,7 +110,7 @@ def gemm_seconds(
     return best
 
 
-def quantize_seconds(fit: GemmFit, machine: Machine, m: Array, k: Array, bytes_: Array) -> Array:
+def quantize_seconds(fit: GemmFit, machine: Machine, m: Numbers, k: Numbers, bytes_: Numbers) -> Array:
     """Seconds to quantize ``[m, k]`` activations before a product, moving ``bytes_``."""
     if not fit.quantize:
         return np.zeros_like(np.asarray(m, dtype=np.float64))
@@ -118,11 +120,11 @@ def quantize_seconds(fit: GemmFit, machine: Machine, m: Array, k: Array, bytes_:
 def attention_seconds(
     fit: AttentionFit,
     machine: Machine,
-    batch: Array,
-    queries: Array,
-    keys: Array,
-    flops: Array,
-    bytes_: Array,
+    batch: Numbers,
+    queries: Numbers,
+    keys: Numbers,
+    flops: Numbers,
+    bytes_: Numbers,
 ) -> Array:
     """Seconds of attention over ``batch`` heads; ``flops`` and ``bytes_`` as priced."""
     batch, queries, keys = (np.asarray(x, dtype=np.float64) for x in (batch, queries, keys))

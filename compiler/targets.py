@@ -21,9 +21,10 @@ from ir.errors import UsageError, nearest
 
 PACKAGED = Path(__file__).with_name("targets.yaml")
 _FORMATS = ("fp32", "tf32", "fp16", "bf16", "fp8", "int8", "fp4", "int4")
-_REQUIRED = frozenset(
-    "cc arch sms boost_mhz tclk fpc mem_gb mem bw l2_mb smem_kb peak sparse24 nvlink pcie tdp_w t0 ach".split()
-)
+_REQUIRED = frozenset((
+    "cc", "arch", "sms", "boost_mhz", "tclk", "fpc", "mem_gb", "mem", "bw", "l2_mb", "smem_kb", "peak",
+    "sparse24", "nvlink", "pcie", "tdp_w", "t0", "ach",
+))  # fmt: skip
 _OPTIONAL = frozenset(("acc16", "unified"))
 _CPU_KEYS = frozenset(("fp32", "bf16", "int8", "note"))
 _CPU_PRIORS = frozenset(("assumed", "bw_per_core", "bw", "mem_gb", "t0", "ach"))
@@ -85,11 +86,12 @@ def load_targets(path: Path = PACKAGED) -> Mapping[str, Target]:
     data = _read(path)
     gpus = {name: _gpu(str(name), row) for name, row in data["targets"].items()}
     priors = data["cpu_priors"]
+    cores, ghz = priors["assumed"]["cores"], priors["assumed"]["ghz"]
+    note = f"{cores} cores at {ghz} GHz are assumed; bandwidth and efficiencies are priors"
     cpus = {
-        name: _cpu(name, row, priors, priors["assumed"]["cores"], priors["assumed"]["ghz"], priors["mem_gb"] * 1e9,
-                   note="cores, clock and bandwidth are assumed")
+        name: _cpu(name, name, row, priors, cores, ghz, priors["mem_gb"] * 1e9, note)
         for name, row in data["cpus"].items()
-    }  # fmt: skip
+    }
     return MappingProxyType(gpus | cpus)
 
 
@@ -139,9 +141,8 @@ def read_cpu(cpuinfo: str, usable: int, memory: float, path: Path = PACKAGED) ->
     row = dict(data["cpus"][family])
     if "avx512_bf16" in flags and row["bf16"] is None:
         row["bf16"] = 2 * row["fp32"]
-    found = _cpu("cpu", row, priors, cores, ghz, memory or priors["mem_gb"] * 1e9, family=family,
-                 note=f"{cores} core(s) at {ghz:.2f} GHz, {family}; bandwidth and efficiencies are priors")  # fmt: skip
-    return found
+    note = f"{cores} core(s) at {ghz:.2f} GHz, {family}; bandwidth and efficiencies are priors"
+    return _cpu("cpu", family, row, priors, cores, ghz, memory or priors["mem_gb"] * 1e9, note)
 
 
 def lint(name: str, row: Mapping[str, Any]) -> list[str]:
@@ -242,14 +243,20 @@ def _gpu(name: str, row: Mapping[str, Any]) -> Target:
 
 
 def _cpu(
-    name: str, row: Mapping[str, Any], priors: Mapping[str, Any], cores: int, ghz: float, memory: float,
-    family: str = "", note: str = "",
-) -> Target:  # fmt: skip
+    name: str,
+    family: str,
+    row: Mapping[str, Any],
+    priors: Mapping[str, Any],
+    cores: int,
+    ghz: float,
+    memory: float,
+    note: str,
+) -> Target:
     per_cycle = {k: v for k, v in row.items() if k != "note" and v is not None}
     return Target(
         name=name,
         kind="cpu",
-        cc=family or name,
+        cc=family,
         arch="x86",
         peak=MappingProxyType({k: cores * ghz * 1e9 * v for k, v in per_cycle.items()}),
         bandwidth=min(cores * priors["bw_per_core"], priors["bw"]) * 1e9,

@@ -26,6 +26,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import platform, python_version
 from statistics import median, quantiles
+from typing import Any
 
 import torch
 from rich import box
@@ -199,8 +200,8 @@ def run(chosen: Sequence[Peer], args: argparse.Namespace, log: Console) -> list[
                 engines[peer.name] = engine
             except Exception as error:  # noqa: BLE001 - one engine's failure is a row of the table
                 reasons[peer.name] = f"{type(error).__name__}: {error}".split("\n")[0][:200]
-            seconds = time.perf_counter() - start
-            log.print(f"threads {threads}: {peer.name} built and judged in {seconds:.0f} s")
+            took = time.perf_counter() - start
+            log.print(f"threads {threads}: {peer.name} built and judged in {took:.0f} s")
         torch.set_num_threads(threads)
         for batch in args.batch:
             inputs = inputs_of(encode, sentences, batch, args.seq)
@@ -225,7 +226,7 @@ def build_quietly(peer: Peer, spec: penstock.ModelSpec, threads: int) -> Engine:
         return peer.build(spec, threads)
 
 
-def environment() -> dict[str, object]:
+def environment() -> dict[str, Any]:
     """The machine, the versions and the moment, as far as they can move a number."""
     cpu = torch.cpu.get_capabilities()
     wanted = ("avx2", "avx512_f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
@@ -254,7 +255,7 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def show(rows: Sequence[Row], found: Mapping[str, object], rounds: int) -> None:
+def show(rows: Sequence[Row], found: Mapping[str, Any], rounds: int) -> None:
     """Print the environment, and per cell a table by precision and a verdict per precision."""
     is_terminal = sys.stdout.isatty()
     console = Console(width=None if is_terminal else 160, highlight=False)

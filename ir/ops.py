@@ -11,6 +11,7 @@ import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -101,6 +102,8 @@ def op(name: str) -> Op:
         from ir.own_ops import define
 
         define()
+    elif parts[0] == "quantized_decomposed":  # torch registers these when this module is first read
+        import_module("torch.ao.quantization.fx._decomposed")
     try:
         packet = getattr(getattr(torch.ops, parts[0]), parts[1])
         target = getattr(packet, parts[2])

@@ -34,9 +34,36 @@ def int8_linear_dynamic(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor |
     step = torch.where(step == 0, torch.ones_like(step), step)
     zero = torch.round(-low / step).clamp(0, 255)
     quantized = (torch.round(x.float() / step) + zero).clamp(0, 255) - zero
-    # integers below 2**24 are exact in float32; K * 255 * 127 needs float64 from K = 518 on
-    product = torch.nn.functional.linear(quantized.double(), weight.double())
-    y = product.float() * (step * scale)
+    y = _integer_product(quantized, weight) * (step * scale)
+    return (y if bias is None else y + bias).to(x.dtype)
+
+
+def _integer_product(x: Tensor, weight: Tensor) -> Tensor:
+    """``x @ weight^T`` of whole numbers, exact up to one rounding to float32 at the end.
+
+    Float32 holds integers below 2**24 exactly, enough for 512 products of 255 * 127 at a time.
+    """
+    depth = 512
+    if x.shape[-1] <= depth:
+        return torch.nn.functional.linear(x, weight.float())
+    parts = zip(x.split(depth, -1), weight.split(depth, -1), strict=True)
+    total = sum(torch.nn.functional.linear(a, b.float()).to(torch.int32) for a, b in parts)
+    assert isinstance(total, Tensor)
+    return total.float()
+
+
+def int8_linear_static(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, x_scale: Tensor, x_zero: int
+) -> Tensor:
+    """Linear with int8 weights and activations quantized by scales known at compile time.
+
+    ``y = ((clamp(round(x / x_scale) + x_zero, 0, 255) - x_zero) @ weight^T) * scale + bias``
+
+    ``x``: float ``[..., K]``; ``weight``: int8 ``[N, K]``; ``scale``: f32 ``[N]``, of weight and activation
+    together; ``bias``: f32 ``[N]``; ``x_scale``: f32 ``[]`` or ``[K]`` (smoothing, SmoothQuant 2211.10438).
+    """
+    quantized = (torch.round(x.float() / x_scale) + x_zero).clamp(0, 255) - x_zero
+    y = _integer_product(quantized, weight) * scale
     return (y if bias is None else y + bias).to(x.dtype)
 
 
@@ -50,7 +77,18 @@ def define() -> torch.library.Library:
     library.define("int8_linear_dynamic(Tensor x, Tensor weight, Tensor scale, Tensor? bias) -> Tensor")
     library.impl("int8_linear_dynamic", int8_linear_dynamic, "CompositeExplicitAutograd")
     library.impl("int8_linear_dynamic", _meta_int8_linear_dynamic, "Meta")
+    library.define(
+        "int8_linear_static(Tensor x, Tensor weight, Tensor scale, Tensor? bias, Tensor x_scale, int x_zero) -> Tensor"
+    )
+    library.impl("int8_linear_static", int8_linear_static, "CompositeExplicitAutograd")
+    library.impl("int8_linear_static", _meta_int8_linear_static, "Meta")
     return library
+
+
+def _meta_int8_linear_static(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, x_scale: Tensor, x_zero: int
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
 def _meta_quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from functools import lru_cache
 import torch
 
 from ir.dims import Dim
+from ir.einsum import contraction, subscripts
 from ir.ops import Op
 from ir.types import TensorType, Type
 
@@ -100,26 +101,32 @@ class Call:
 
     @property
     def packet(self) -> str:
+        """Name of the operator without namespace and overload."""
         return self.op.name.split(".")[1]
 
     def arg(self, name: str, default: object = None) -> object:
+        """An argument by its name in the schema."""
         return next((value for key, value in self.args if key == name), default)
 
     def tensor(self, position: int) -> TensorType:
+        """Type of an operand, which must be a tensor."""
         found = self.operands[position]
         assert isinstance(found, TensorType), f"{self.op.name}: operand {position} is no tensor"
         return found
 
     @property
     def out(self) -> TensorType:
+        """Type of the first tensor result."""
         return next(r for r in self.results if isinstance(r, TensorType))
 
     @property
     def reads(self) -> tuple[Dim, ...]:
+        """Bytes of each operand as it is read."""
         return tuple(0 if s is None else _bytes(s) for s in self.sources)
 
     @property
     def writes(self) -> tuple[Dim, ...]:
+        """Bytes of each result."""
         return tuple(bytes_of(r) for r in self.results)
 
 
@@ -144,6 +151,7 @@ def _product(dims: Sequence[Dim]) -> Dim:
 
 
 def total_of(dims: Sequence[Dim]) -> Dim:
+    """Sum that stays an int as long as it can."""
     total: Dim = 0
     for dim in dims:
         total = total + dim
@@ -159,6 +167,7 @@ def _half(dim: Dim) -> Dim:
 
 @lru_cache(maxsize=65536)
 def price_call(call: Call) -> Price:
+    """The price of a call without regions."""
     if not any(isinstance(r, TensorType) for r in call.results):
         return Price("size", 0, (0,) * len(call.operands), (0,) * len(call.results), torch.int64, kernels=0)
     family = _FAMILIES.get(call.packet)
@@ -192,6 +201,11 @@ def _moved(call: Call, kind: str, flops: Dim) -> Price:
 
 def _copy(call: Call) -> Price:
     return _moved(call, "copy", 0)
+
+
+def _create(call: Call) -> Price:
+    """Made from nothing: an operand gives its shape only."""
+    return Price("copy", 0, (0,) * len(call.operands), call.writes, call.out.dtype)
 
 
 def _cast(call: Call) -> Price:
@@ -286,51 +300,22 @@ def _int8_linear(call: Call) -> Price:
 
 
 def _einsum(call: Call) -> Price:
-    letters, out = _subscripts(call)
+    shapes = [call.tensor(i).shape for i in range(len(call.operands))]
+    letters, out = subscripts(str(call.arg("equation")), [len(s) for s in shapes])
     sizes = {
-        c: d
-        for term, t in zip(letters, call.operands, strict=True)
-        for c, d in zip(term, _shape(t), strict=True)
-        if d != 1
+        c: d for term, s in zip(letters, shapes, strict=True) for c, d in zip(term, s, strict=True) if d != 1
     }
-    every = dict.fromkeys("".join(letters))
     if len(letters) == 1:
         return _moved(call, "reduction", call.tensor(0).numel)
+    held, flops = letters[0], 0
+    for index, term in enumerate(letters[1:], 1):  # left to right; torch may find a cheaper order
+        every = dict.fromkeys(held + term)
+        flops = flops + 2 * _product([sizes.get(c, 1) for c in every])
+        held = "".join(c for c in every if c in out or any(c in t for t in letters[index + 1 :]))
     if len(letters) == 2:
         one, two = letters
-        m, n, k, batch = (
-            _product([sizes.get(c, 1) for c in every if (c in one, c in two, c in out) == where])
-            for where in ((True, False, True), (False, True, True), (True, True, False), (True, True, True))
-        )
-        flops = 2 * _product([sizes.get(c, 1) for c in every])
-        return _gemm(call, flops, Gemm(batch, m, n, k), 0, 1)
-    flops, held = 0, letters[0]
-    for index, term in enumerate(letters[1:], 1):  # left to right; torch may find a cheaper order
-        flops = flops + 2 * _product([sizes.get(c, 1) for c in dict.fromkeys(held + term)])
-        held = "".join(
-            c for c in dict.fromkeys(held + term) if c in out or any(c in t for t in letters[index + 1 :])
-        )
+        return _gemm(call, flops, Gemm(*contraction(one, two, out, sizes)), 0, 1)
     return Price("matmul", flops, call.reads, call.writes, call.out.dtype, kernels=len(letters) - 1)
-
-
-def _subscripts(call: Call) -> tuple[list[str], str]:
-    text = str(call.arg("equation")).replace(" ", "")
-    left, arrow, out = text.partition("->")
-    terms = left.split(",")
-    ranks = [
-        len(_shape(t)) - len(term.replace("...", "")) for term, t in zip(terms, call.operands, strict=True)
-    ]
-    widest = max([r for term, r in zip(terms, ranks, strict=True) if "..." in term], default=0)
-    dots = "".join(chr(0x100 + i) for i in range(widest))  # letters that no equation can hold
-    if not arrow:
-        plain = "".join(terms).replace("...", "")
-        out = dots + "".join(sorted(c for c in set(plain) if plain.count(c) == 1))
-    filled = [term.replace("...", dots[widest - r :]) for term, r in zip(terms, ranks, strict=True)]
-    return filled, out.replace("...", dots)
-
-
-def _shape(type_: Type) -> tuple[Dim, ...]:
-    return type_.shape if isinstance(type_, TensorType) else ()
 
 
 def _conv(call: Call) -> Price:
@@ -360,38 +345,44 @@ def _attention(call: Call) -> Price:
     return _gemm(call, flops, Attention(batch, queries, keys, width, causal), 0, 1, "attention")
 
 
-_MATMULS = "mm bmm matmul addmm baddbmm mv addmv dot _int_mm _scaled_mm".split()
-_CONVS = "convolution conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d".split()
-_ATTENTIONS = [
+_MATMULS = ("mm", "bmm", "matmul", "addmm", "baddbmm", "mv", "addmv", "dot", "_int_mm", "_scaled_mm")
+_CONVS = ("convolution", *(f"{kind}{rank}d" for kind in ("conv", "conv_transpose") for rank in (1, 2, 3)))
+_ATTENTIONS = (
     "scaled_dot_product_attention",
     *(f"_scaled_dot_product_{kind}_attention" for kind in ("flash", "efficient", "cudnn")),
     "_scaled_dot_product_flash_attention_for_cpu",
-]
+)
 PRODUCTS = frozenset(("linear", "einsum", *_MATMULS, *_CONVS, *_ATTENTIONS))
 _VIEWS = frozenset(("_unsafe_view",))  # views whose schema does not say so
-SAME_ELEMENTS = _VIEWS | frozenset(
-    "view reshape transpose permute t unsqueeze squeeze flatten unflatten detach alias".split()
-)
+_RESHAPES = ("view", "reshape", "transpose", "permute", "t", "unsqueeze", "squeeze", "flatten", "unflatten")
+SAME_ELEMENTS = _VIEWS | frozenset((*_RESHAPES, "detach", "alias"))
 _TABLE: Sequence[tuple[Callable[[Call], Price], str]] = (
     (_norm, "layer_norm native_layer_norm rms_norm batch_norm _native_batch_norm_legit_no_training"),
     (_norm, "group_norm native_group_norm instance_norm"),
     (_softmax, "softmax _softmax log_softmax _log_softmax logsumexp"),
     (_reduction, "sum mean max min amax amin argmax argmin any all prod var std var_mean std_mean norm"),
-    (_reduction, "linalg_vector_norm cumsum cumprod topk sort argsort nonzero bincount count_nonzero"),
+    (_reduction, "linalg_vector_norm cumsum cumprod topk sort argsort nonzero bincount median cummax"),
     (_reduction, "adaptive_avg_pool1d adaptive_avg_pool2d _adaptive_avg_pool2d adaptive_max_pool2d"),
     (_pool, "max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d"),
     (_gather, "embedding gather index index_select take take_along_dim"),
     (_cast, "to _to_copy type_as contiguous clone"),
     (_copy, "cat stack concat pad constant_pad_nd repeat repeat_interleave tile roll flip tril triu copy"),
-    (_copy, "arange full zeros ones empty new_zeros new_ones new_full new_empty scalar_tensor eye linspace"),
-    (_copy, "zeros_like ones_like full_like empty_like lift_fresh_copy slice_scatter select_scatter one_hot"),
-    (_copy, "scatter scatter_add index_put index_copy index_fill"),
+    (_copy, "lift_fresh_copy slice_scatter select_scatter scatter scatter_add index_put index_copy one_hot"),
+    (_copy, "hstack vstack dstack column_stack diag_embed pixel_shuffle pixel_unshuffle channel_shuffle meshgrid"),
+    (_copy, "replication_pad2d reflection_pad2d masked_select im2col upsample_nearest2d"),
+    (
+        _create,
+        "arange full zeros ones empty scalar_tensor eye linspace new_zeros new_ones new_full new_empty",
+    ),
+    (_create, "tril_indices triu_indices"),
+    (_create, "zeros_like ones_like full_like empty_like rand randn rand_like randn_like"),
     (_dropout, "dropout feature_dropout alpha_dropout"),
     (
         _pointwise,
         "__and__ __or__ __xor__ where masked_fill glu softplus log_sigmoid floor_divide clip square",
     ),
-    (_pointwise, "rand randn rand_like randn_like bernoulli isfinite isinf relu6 silu gelu"),
+    (_pointwise, "bernoulli isfinite isinf relu6 silu gelu rsub hardswish prelu divide multiply subtract negative"),
+    (_pointwise, "absolute greater less not_equal outer ger special_expm1 masked_scatter polar complex bucketize"),
     (_quantize, "quantize_per_tensor quantize_per_channel quantize_per_token quantize_rows choose_qparams"),
     (_quantize, "dequantize_per_tensor dequantize_per_channel dequantize_per_token"),
     (_int8_linear, "int8_linear_dynamic int8_linear"),

@@ -79,23 +79,34 @@ class CastCompute(Pass):
 
 
 def _through_move(graph: Graph, node: Node) -> Remark | None:
-    """to(move(to(x, f32)), narrow)  ->  move(x): moving data does not round it."""
+    """to(move(y), narrow)  ->  move(to(y, narrow)) where y comes, by moves alone, from a narrow value.
+
+    Moving data does not round it; the cast climbs until it meets the one that widened, and both go.
+    """
     if node.op.name != CAST:
         return None
     move = producer(node.args[0], *_MOVES)
-    wide = producer(move.args[0], CAST) if move is not None else None
-    if move is None or wide is None or not only_user(move.result):
+    if move is None or not only_user(move.result) or not _was_narrow(move.args[0], node.result.tensor.dtype):
         return None
-    x = wide.args[0]
-    if not isinstance(x, Value) or x.tensor.dtype is not node.result.tensor.dtype:
-        return None
-    if wide.result.tensor.dtype is not torch.float32:
-        return None
-    made = graph.insert(move.op, x, *move.args[1:], before=node, origin=move.origin, types=(node.result.type,),
-                        name=move.result.name, kwargs=move.kwargs)  # fmt: skip
+    source = move.args[0]
+    assert isinstance(source, Value)
+    narrow = TensorType(node.result.tensor.dtype, source.tensor.shape)
+    cast = graph.insert(op(CAST), source, narrow.dtype, before=node, types=(narrow,))
+    made = graph.insert(move.op, cast.result, *move.args[1:], before=node, origin=move.origin,
+                        types=(node.result.type,), name=move.result.name, kwargs=move.kwargs)  # fmt: skip
     forward(graph, node, made.result)
     graph.erase(move)
     return remark(made, True, "data moves without a cast")
+
+
+def _was_narrow(value: Arg, dtype: torch.dtype) -> bool:
+    while (move := producer(value, *_MOVES)) is not None and only_user(move.result):
+        value = move.args[0]
+    wide = producer(value, CAST)
+    if wide is None or wide.result.tensor.dtype is not torch.float32:
+        return False
+    x = wide.args[0]
+    return isinstance(x, Value) and x.tensor.dtype is dtype
 
 
 def _keep_narrow(graph: Graph, node: Node) -> Remark | None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from backends.onnx_emit.dtypes import Refused, dtype_of
 from backends.onnx_emit.pointwise import Emitter, result_type
+from backends.onnx_emit.quantized import transposed_weight
 from backends.onnx_emit.scope import Scope
 from ir import Arg, Node, Value
 
@@ -14,7 +15,7 @@ def linear(s: Scope, node: Node, x: Value, weight: Value, bias: Arg = None) -> s
     """``x @ weight.T + bias``."""
     if weight.tensor.rank != 2:
         raise Refused("linear with a vector as weight")
-    product = s.op("MatMul", s[x], s.transpose(s[weight], (1, 0)))
+    product = s.op("MatMul", s[x], transposed_weight(s, weight))
     return product if bias is None else s.op("Add", product, s.tensor(bias, result_type(node)))
 
 

@@ -63,6 +63,7 @@ class Scope:
         self.outer = outer
         self.nodes: list[NodeProto] = []
         self._made: dict[object, tuple[str, ...]] = {}
+        self._permutations: dict[str, tuple[str, tuple[int, ...]]] = {}
 
     @property
     def root(self) -> Scope:
@@ -268,10 +269,24 @@ class Scope:
 
     def transpose(self, name: str, order: Sequence[int]) -> str:
         """Permute; a weight is permuted once for the whole model, where engines fold it."""
+        before = self._permuted(name)
+        if before is not None:  # two permutations are one, or none
+            name, first = before
+            order = [first[axis] for axis in order]
         if list(order) == list(range(len(order))):
             return name
         scope = self.root if self.is_constant(name) else self
-        return scope.op("Transpose", name, perm=list(order))
+        made = scope.op("Transpose", name, perm=list(order))
+        scope._permutations[made] = (name, tuple(order))
+        return made
+
+    def _permuted(self, name: str) -> tuple[str, tuple[int, ...]] | None:
+        scope: Scope | None = self
+        while scope is not None:
+            if name in scope._permutations:
+                return scope._permutations[name]
+            scope = scope.outer
+        return None
 
     def scalar_type(self, value: Value) -> torch.dtype:
         """What a number is kept as."""

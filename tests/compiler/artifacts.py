@@ -55,7 +55,7 @@ def manifest(**changed: object) -> Manifest:
 def write(folder: Path, **changed: object) -> str:
     """Fill a folder with an artifact; its id."""
     made = graph()
-    (folder / BEFORE).write_text(show(made))
+    (folder / BEFORE).write_text(show(made).replace("tiny", "before"))
     (folder / AFTER).write_text(show(made))
     save(made.weights, folder / WEIGHTS_FILE)
     safetensors.torch.save_file(made.initial, folder / STATES)

@@ -1,0 +1,26 @@
+"""Engines behind one contract. Importing this package imports no engine."""
+
+from __future__ import annotations
+
+from backends.base import WEIGHTS_FILE, Backend, Engine, Unsupported
+from backends.onnxruntime_engine import OnnxRuntime
+from backends.openvino_engine import OpenVino
+from backends.reference import Reference
+from ir.errors import UsageError, nearest
+
+BACKENDS: tuple[Backend, ...] = (OpenVino(), OnnxRuntime(), Reference())
+"""All of them, the fastest kind first. Each imports its engine when it is first used."""
+
+__all__ = ["BACKENDS", "WEIGHTS_FILE", "Backend", "Engine", "Unsupported", "backend"]
+
+
+def backend(name: str) -> Backend:
+    """The backend of that name.
+
+    Raises:
+        UsageError: there is none; names the nearest.
+    """
+    for known in BACKENDS:
+        if known.name == name:
+            return known
+    raise UsageError(f"no backend is named {name!r}", hint=nearest(name, [b.name for b in BACKENDS]))

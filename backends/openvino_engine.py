@@ -1,0 +1,153 @@
+"""OpenVINO on the CPU."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backends.base import WEIGHTS_FILE, Backend, Engine, Unsupported
+from backends.payload import PAYLOAD, original_name, write
+from ir import Graph
+from ir.errors import MissingError, PenstockError, UntrustedError
+
+_MATMULS = frozenset({"FullyConnected", "MatMul", "Convolution", "Deconvolution"})
+
+
+class OpenVino(Backend):
+    """Builds one ONNX file and runs it with OpenVINO."""
+
+    name = "openvino"
+    install = 'pip install "penstock[openvino]"'
+
+    def version(self) -> str | None:
+        """Version of the installed package."""
+        try:
+            metadata.version("onnx")
+            return metadata.version("openvino")
+        except metadata.PackageNotFoundError:
+            return None
+
+    def unsupported(self, graph: Graph) -> list[Unsupported]:
+        """Operators without an ONNX form that OpenVINO reads."""
+        from backends.onnx_emit import unsupported
+
+        self._require()
+        return unsupported(graph, flavor="openvino")
+
+    def build(self, graph: Graph, folder: Path) -> None:
+        """Write ``engine.onnx``."""
+        self._require()
+        write(graph, folder, flavor="openvino")
+
+    def load(self, folder: Path, threads: int | None = None) -> Engine:
+        """Compile the file for this machine."""
+        self._require()
+        return _Compiled(folder, threads)
+
+    def _require(self) -> None:
+        if self.version() is None:
+            raise MissingError("openvino is not installed", hint=self.install)
+
+
+class _Compiled(Engine):
+    def __init__(self, folder: Path, threads: int | None) -> None:
+        import onnx
+
+        path = folder / PAYLOAD
+        if not path.is_file() or not (folder / WEIGHTS_FILE).is_file():
+            raise UntrustedError(f"{folder} holds no OpenVINO engine")
+        graph = onnx.load(str(path), load_external_data=False).graph
+        self._outputs = [original_name(o.name) for o in graph.output]
+        try:
+            model = _core().read_model(str(path))
+            self._model = _core().compile_model(model, "CPU", _settings(graph, threads))
+            self._request = self._model.create_infer_request()
+        except RuntimeError as error:
+            raise PenstockError(f"OpenVINO does not take the model: {_sentence(error)}") from None
+        self._inputs = [original_name(i.name) for i in graph.input]
+
+    def __call__(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        feeds = {at: _array(inputs[name]) for at, name in enumerate(self._inputs)}
+        try:
+            found = self._request.infer(feeds, share_inputs=True, share_outputs=True)
+        except RuntimeError as error:
+            raise PenstockError(f"OpenVINO failed: {_sentence(error)}") from None
+        # the request owns its outputs and writes over them in the next call
+        return {name: _tensor(found[at], self._model.outputs[at]) for at, name in enumerate(self._outputs)}
+
+    def facts(self) -> Mapping[str, int | str]:
+        """Layers of the model as OpenVINO compiled it for this machine."""
+        kinds: Counter[tuple[str, str]] = Counter()
+        for node in self._model.get_runtime_model().get_ordered_ops():
+            info = node.get_rt_info()
+            kinds[(_text(info, "layerType"), _text(info, "runtimePrecision"))] += 1
+        products = {key: n for key, n in kinds.items() if key[0] in _MATMULS}
+        return {
+            "matmuls": sum(products.values()),
+            "int8_matmuls": sum(n for (_, precision), n in products.items() if precision in ("I8", "U8", "i8", "u8")),
+            "attentions": sum(n for (kind, _), n in kinds.items() if "ScaledDotProduct" in kind or kind == "MHA"),
+            "ifs": sum(n for (kind, _), n in kinds.items() if kind == "If"),
+            "loops": sum(n for (kind, _), n in kinds.items() if kind in ("Loop", "TensorIterator")),
+            "nodes": sum(kinds.values()),
+        }
+
+
+@lru_cache(maxsize=1)
+def _core() -> Any:
+    """One core for the process: making one scans plugins."""
+    import openvino
+
+    return openvino.Core()
+
+
+def _settings(graph: Any, threads: int | None) -> dict[str, str]:
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": "1",
+        # the IR says the precision; left alone, OpenVINO would compute in bf16 where the CPU can
+        "INFERENCE_PRECISION_HINT": "bf16" if _computes_in_bf16(graph) else "f32",
+    }
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = str(threads)
+    return settings
+
+
+def _computes_in_bf16(graph: Any) -> bool:
+    from onnx import TensorProto
+
+    return any(n.op_type == "Cast" and n.attribute[0].i == TensorProto.BFLOAT16 for n in graph.node)
+
+
+def _array(tensor: torch.Tensor) -> Any:
+    plain = tensor.detach().contiguous()
+    if plain.dtype != torch.bfloat16:
+        return plain.numpy()
+    import openvino
+
+    return openvino.Tensor(plain.view(torch.int16).numpy(), list(plain.shape), openvino.Type.bf16)
+
+
+def _tensor(array: Any, output: Any) -> torch.Tensor:
+    if output.element_type.get_type_name() == "bf16":
+        return torch.from_numpy(array.view("int16")).view(torch.bfloat16).clone()
+    return torch.from_numpy(array).clone()
+
+
+def _text(info: Any, key: str) -> str:
+    if key not in info:
+        return ""
+    value = info[key]
+    return str(value.astype(str) if hasattr(value, "astype") else value)
+
+
+def _sentence(error: Exception) -> str:
+    """What OpenVINO said last, without the places in its sources."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if not line.startswith(("Exception from", "Check '", "src/"))]
+    return (told[-1] if told else lines[0] if lines else type(error).__name__)[:300]

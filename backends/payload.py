@@ -1,0 +1,35 @@
+"""The file that both ONNX engines load: written in one place, with the errors a full disk deserves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from backends.base import WEIGHTS_FILE
+from ir import Graph
+from ir.errors import ResourceError
+from ir.weights import layout
+
+PAYLOAD = "engine.onnx"
+RENAMED = "output:"
+"""Stands before the name of an output that is the name of an input too, which ONNX forbids."""
+
+
+def original_name(name: str) -> str:
+    """The name as the graph has it."""
+    return name.removeprefix(RENAMED)
+
+
+def write(graph: Graph, folder: Path, flavor: str) -> None:
+    """Emit a graph into ``engine.onnx``; the weights stay in their file.
+
+    Raises:
+        UnsupportedError: lists every operator without an ONNX form.
+        ResourceError: no space, no permission.
+    """
+    from backends.onnx_emit import emit
+
+    model = emit(graph, layout(graph.weights)[1], flavor, WEIGHTS_FILE)
+    try:
+        (folder / PAYLOAD).write_bytes(model.SerializeToString())
+    except OSError as error:
+        raise ResourceError(f"cannot write {folder / PAYLOAD}: {error.strerror}") from error

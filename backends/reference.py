@@ -1,0 +1,53 @@
+"""The reference backend: torch, node by node. Slow, always there, right by definition."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from backends.base import WEIGHTS_FILE, Backend, Engine, Unsupported
+from ir import Graph, interpret, parse, show
+from ir.errors import ResourceError, UntrustedError
+from ir.weights import load
+
+PAYLOAD = "engine.ir"
+
+
+class Reference(Backend):
+    """Runs the IR as ``ir.interpret`` does."""
+
+    name = "reference"
+    install = "pip install penstock"
+
+    def version(self) -> str | None:
+        """Torch's version: torch is what runs."""
+        return str(torch.__version__)
+
+    def unsupported(self, graph: Graph) -> list[Unsupported]:
+        """Nothing: whatever the IR can say, torch can run."""
+        return []
+
+    def build(self, graph: Graph, folder: Path) -> None:
+        """Write the text of the graph."""
+        try:
+            (folder / PAYLOAD).write_text(show(graph), encoding="utf-8")
+        except OSError as error:
+            raise ResourceError(f"cannot write {folder / PAYLOAD}: {error.strerror}") from error
+
+    def load(self, folder: Path, threads: int | None = None) -> Engine:
+        """Read the text back, over memory-mapped weights. Torch's threads belong to the whole process."""
+        try:
+            text = (folder / PAYLOAD).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UntrustedError(f"cannot read {folder / PAYLOAD}: {error}") from error
+        return _Interpreter(parse(text, load(folder / WEIGHTS_FILE)))
+
+
+class _Interpreter(Engine):
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+
+    def __call__(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return interpret(self._graph, inputs)

@@ -1,0 +1,165 @@
+"""Where the marks of the page's charts stand: numbers for the template to draw, nothing of HTML."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+SPAN = 1000.0
+"""Bars are drawn on this many units, which the page stretches to the room it has."""
+
+
+# --- waterfall of passes -------------------------------------------------------------------------
+
+
+def waterfall(report: Mapping[str, Any]) -> dict[str, Any]:
+    """From the predicted time of the captured graph, pass by pass, to that of the compiled one."""
+    variant = report["variants"].get(report["chosen_variant"])
+    if variant is None or not variant["before_seconds"]:
+        return {"rows": [], "idle": []}
+    start, end = variant["before_seconds"], variant["after_seconds"]
+    costs = [p["seconds"] for p in variant["passes"] if p["seconds"] is not None]
+    scale = SPAN / max([start, *costs])
+    rows = [{"label": "as captured", "kind": "total", "x": 0.0, "w": start * scale, "seconds": start}]
+    at = start
+    for found in variant["passes"]:
+        if not found["changes"] and not found["dropped"]:
+            continue
+        after = found["seconds"] if found["seconds"] is not None else at
+        saved = at - after
+        rows.append(
+            {
+                "label": found["name"],
+                "kind": "dropped" if found["dropped"] else "saved" if saved >= 0 else "lost",
+                "x": min(at, after) * scale,
+                "w": max(abs(saved) * scale, 2.0),  # nothing saved is a hairline, not nothing
+                "seconds": saved,
+                "found": found,
+            }
+        )
+        at = after
+    rows.append({"label": "as compiled", "kind": "total", "x": 0.0, "w": end * scale, "seconds": end})
+    idle = [p["name"] for p in variant["passes"] if not p["changes"] and not p["dropped"]]
+    return {"rows": rows, "idle": list(dict.fromkeys(idle))}
+
+
+# --- bars ----------------------------------------------------------------------------------------
+
+
+def candidate_bars(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Predicted and measured time of each candidate on one scale, the original's on the same."""
+    rows = report["candidates"]
+    longest = _longest(row[key] for row in rows for key in ("predicted_ms", "ms", "high_ms", "eager_ms"))
+    return [
+        {
+            **row,
+            "bars": {
+                key: (row[key] or 0.0) / longest * SPAN
+                for key in ("predicted_ms", "ms", "low_ms", "high_ms", "eager_ms")
+            },
+        }
+        for row in rows
+    ]
+
+
+def shares(rows: Sequence[Mapping[str, Any]], key: str) -> list[dict[str, Any]]:
+    """Rows with ``w``: their part of the longest."""
+    longest = _longest(row[key] for row in rows)
+    return [{**row, "w": (row[key] or 0.0) / longest * SPAN} for row in rows]
+
+
+def _longest(values: Iterable[float | None]) -> float:
+    return max((v for v in values if v), default=1.0)
+
+
+# --- roofline ------------------------------------------------------------------------------------
+
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56.0, 700.0, 16.0, 320.0
+_LABELS = 4
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """A logarithmic axis of whole decades."""
+
+    low: int
+    high: int
+    start: float
+    end: float
+
+    def at(self, value: float) -> float:
+        part = (math.log10(value) - self.low) / (self.high - self.low)
+        return round(self.start + part * (self.end - self.start), 2)
+
+    def ticks(self) -> list[tuple[float, float]]:
+        return [(10.0**n, self.at(10.0**n)) for n in range(self.low, self.high + 1)]
+
+
+def roofline(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Kernels by arithmetic intensity and predicted rate, under the limits of the datasheet."""
+    peaks = {name: rate for name, rate in report["roof"]["peak"].items() if rate}
+    bandwidth = report["roof"]["bandwidth"]
+    drawn = [_point(row) for row in report["nodes"] if _counted(row)]
+    before = [_point(row) for row in report["nodes_before"] if _counted(row)]
+    if not (drawn or before) or not peaks or not bandwidth:
+        return {}
+    used = {name: rate for name, rate in peaks.items() if name in ("fp32", "bf16", "int8", "fp16")} or peaks
+    both = [*drawn, *before]
+    x = _axis([p["intensity"] for p in both] + [r / bandwidth for r in used.values()], _LEFT, _RIGHT)
+    y = _axis([p["rate"] for p in both] + [*used.values()], _BOTTOM, _TOP)
+    total = sum(p["seconds"] for p in drawn) or 1.0
+    return {
+        "x": x.ticks(),
+        "y": y.ticks(),
+        "frame": {"left": _LEFT, "right": _RIGHT, "top": _TOP, "bottom": _BOTTOM},
+        "roofs": [_roof(name, rate, bandwidth, x, y) for name, rate in sorted(used.items(), key=lambda r: -r[1])],
+        "slope": _slope(max(used.values()), bandwidth, x, y),
+        "points": [_placed(p, x, y, total) for p in drawn],
+        "before": [_placed(p, x, y, sum(q["seconds"] for q in before) or 1.0) for p in before],
+        "labels": _labels([_placed(p, x, y, total) for p in drawn]),
+        "hidden": sum(row["count"] for row in report["nodes"] if not _counted(row)),
+        "hidden_seconds": sum(row["seconds"] for row in report["nodes"] if not _counted(row)),
+    }
+
+
+def _counted(row: Mapping[str, Any]) -> bool:
+    return bool(row["flops"] and row["bytes"] and row["seconds"])
+
+
+def _point(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {**row, "intensity": row["flops"] / row["bytes"], "rate": row["flops"] / row["seconds"]}
+
+
+def _axis(values: list[float], start: float, end: float) -> _Axis:
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)) + 0.05)
+    return _Axis(low, max(high, low + 1), start, end)
+
+
+def _roof(name: str, rate: float, bandwidth: float, x: _Axis, y: _Axis) -> dict[str, Any]:
+    return {"name": name, "rate": rate, "x": x.at(max(rate / bandwidth, 10.0**x.low)), "y": y.at(rate)}
+
+
+def _slope(rate: float, bandwidth: float, x: _Axis, y: _Axis) -> dict[str, float]:
+    """The line of the bandwidth, from the corner of the frame that it enters by to the highest roof."""
+    lowest = max(10.0**x.low, 10.0**y.low / bandwidth)
+    top = rate / bandwidth
+    return {"x1": x.at(lowest), "y1": y.at(lowest * bandwidth), "x2": x.at(top), "y2": y.at(rate)}
+
+
+def _placed(point: Mapping[str, Any], x: _Axis, y: _Axis, total: float) -> dict[str, Any]:
+    radius = 3.0 + 14.0 * math.sqrt(point["seconds"] / total)
+    return {**point, "x": x.at(point["intensity"]), "y": y.at(point["rate"]), "r": round(radius, 1)}
+
+
+def _labels(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Names of the longest kernels, where they do not cover each other."""
+    taken: list[dict[str, Any]] = []
+    for point in points:
+        y = point["y"] - point["r"] - 4
+        if len(taken) < _LABELS and all(abs(y - t["y"]) > 14 or abs(point["x"] - t["x"]) > 150 for t in taken):
+            inside = _LEFT + 70 < point["x"] < _RIGHT - 70
+            anchor = "middle" if inside else "start" if point["x"] < _RIGHT / 2 else "end"
+            taken.append({"x": point["x"], "y": round(y, 1), "anchor": anchor, "text": point["op"]})
+    return taken

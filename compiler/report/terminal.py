@@ -1,0 +1,148 @@
+"""The report as tables for a terminal, at most 100 columns wide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from compiler.report.plain import short, show_cosine, show_seconds, show_small, show_times, visible
+
+WIDTH = 100
+_MOST_WHY = 300
+
+
+def render(report: Mapping[str, Any], console: Console, width: int = WIDTH) -> None:
+    """Print what the passes did, what the candidates reached, and the verdict.
+
+    Args:
+        report: of ``build_report``, or a ``report.json`` that was read back.
+        console: where to.
+        width: most columns, however wide the console is.
+    """
+    width = min(width, console.width)
+    for part in (*_passes(report), *_candidates(report), *_verdict(report)):
+        console.print(part, width=width, highlight=False)
+
+
+def _text(text: str, style: str = "") -> Text:
+    """Text from a model: never markup, never a control code."""
+    return Text(visible(" ".join(text.split())), style=style)
+
+
+def _table(title: str, *columns: str, wide: tuple[str, ...] = ()) -> Table:
+    """Numbers stand to the right; ``wide`` names the columns of words, which may wrap."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in columns:
+        words = name in wide
+        table.add_column(name, justify="left" if words else "right", no_wrap=not words, overflow="fold")
+    return table
+
+
+# --- passes --------------------------------------------------------------------------------------
+
+
+def _passes(report: Mapping[str, Any]) -> list[Any]:
+    variant = report["chosen_variant"]
+    if variant not in report["variants"]:
+        return []
+    found = report["variants"][variant]
+    table = _table(
+        f"passes of {variant}", "pass", "changes", "predicted saving", "moved", "cosine", "declined",
+        wide=("pass",),
+    )  # fmt: skip
+    idle = []
+    for row in found["passes"]:
+        if not row["changes"] and not row["dropped"]:
+            idle.append(row["name"])
+            continue
+        table.add_row(_text(row["name"]), *_pass_cells(row))
+        if row["dropped"]:
+            table.add_row(_text(f"  rolled back: {short(row['dropped'], 160)}", "yellow"))
+    before, after = found["before_seconds"], found["after_seconds"]
+    lines: list[Any] = [table] if table.rows else []
+    if idle:
+        lines.append(_text(f"found nothing: {', '.join(idle)}", "dim"))
+    if before is not None and after:
+        tier = report["totals"]["after"].get("tier", "predicted")
+        told = f"{show_seconds(before)} -> {show_seconds(after)}, {before / after:.2f}x"
+        lines.append(_text(f"predicted time of the kernels, {tier}: {told}", "dim"))
+    return [*lines, ""]
+
+
+def _pass_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    if row["dropped"]:
+        return ("0", "-", show_small(row["moved"]), show_cosine(row["cosine"]), _number(row["declined"]))
+    moved = row["moved"]
+    exact = moved == 0
+    return (
+        str(row["changes"]),
+        _saving(row["saved_seconds"]),
+        "exact" if exact else show_small(moved),
+        "-" if exact else show_cosine(row["cosine"]),
+        _number(row["declined"]),
+    )
+
+
+def _saving(seconds: float | None) -> str:
+    return "-" if seconds is None or abs(seconds) < 1e-9 else show_seconds(seconds)
+
+
+def _number(count: int) -> str:
+    return str(count) if count else "-"
+
+
+# --- candidates ----------------------------------------------------------------------------------
+
+
+def _candidates(report: Mapping[str, Any]) -> list[Any]:
+    if not report["candidates"]:
+        return []
+    table = _table(
+        "candidates", "candidate", "predicted", "measured", "x eager", "loss", "verdict",
+        wide=("candidate", "verdict"),
+    )  # fmt: skip
+    for row in report["candidates"]:
+        style = "bold" if row["taken"] else ""
+        table.add_row(
+            _text(row["name"], style),
+            _milliseconds(row["predicted_ms"]),
+            _milliseconds(row["ms"]),
+            show_times(row["speedup"]),
+            show_small(row["loss"]),
+            _text(("taken: " if row["taken"] else "") + short(row["why"], _MOST_WHY), style),
+        )
+    return [table, ""]
+
+
+def _milliseconds(ms: float | None) -> str:
+    return show_seconds(None if ms is None else ms / 1e3)
+
+
+# --- verdict -------------------------------------------------------------------------------------
+
+_STYLES = {"met": "bold green", "missed": "bold yellow", "failed": "bold red", "planned": "bold"}
+
+
+def _verdict(report: Mapping[str, Any]) -> list[Text]:
+    verdict, chosen = report["verdict"], report["chosen"]
+    lines = [_text(verdict["text"], _STYLES.get(verdict["state"], "bold"))]
+    if chosen:
+        told = f"{chosen['variant']} on {chosen['engine']} {chosen['engine_version']}"
+        times = f"{_milliseconds(chosen['ms'])}, eager {_milliseconds(chosen['eager_ms'])}"
+        lines.append(_text(f"{told}: {times}"))
+    if verdict["loss"] is not None:
+        lines.append(_text(_loss(verdict)))
+    return lines
+
+
+def _loss(verdict: Mapping[str, Any]) -> str:
+    allowed = f"{show_small(verdict['max_loss'])} allowed ({verdict['loss_kind']})"
+    told = f"loss {show_small(verdict['loss'])} of {allowed}"
+    if verdict["metric_before"] is None or verdict["metric_after"] is None:
+        return told
+    return f"{told}; metric {verdict['metric_before']:.4f} -> {verdict['metric_after']:.4f}"
