@@ -70,7 +70,9 @@ class _Compiled(Engine):
             self._request = self._model.create_infer_request()
         except RuntimeError as error:
             raise PenstockError(f"OpenVINO does not take the model: {_sentence(error)}") from None
-        self._inputs = [original_name(i.name) for i in graph.input]
+        # OpenVINO drops inputs that nothing reads
+        names = [i.name for i in graph.input]
+        self._inputs = [next(n for n in names if n in port.get_names()) for port in self._model.inputs]
 
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         feeds = {at: _array(inputs[name]) for at, name in enumerate(self._inputs)}

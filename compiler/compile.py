@@ -7,6 +7,7 @@ import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from ir import Fact, Graph, show, verify
 from ir import weights as weight_files
 from ir.copy import copy_graph
 from ir.errors import GoalError, UsageError, VerificationError
+from passes import Pass
 
 CHECKS = ("none", "each", "full")
 _FACTS = {"none": (), "each": (Fact.WELL_FORMED,), "full": (Fact.WELL_FORMED, Fact.TYPED)}
@@ -242,7 +244,7 @@ def _optimise(job: _Job, before: Graph) -> float:
 
     before_cost = cost(before)
     variants = {n: p for n, p in job.recipe.pipelines().items() if not _pointless(job, n)}
-    shared = os.path.commonprefix([list(p.passes) for p in variants.values()])
+    shared = _shared(list(variants.values()))
     samples = job.reference.samples
     watch: list[Instrument] = [counting, pricing(cost), comparing(samples[:1])]
     watch += [verifying(*_FACTS[job.settings.check])] if job.settings.check != "none" else []
@@ -262,6 +264,12 @@ def _optimise(job: _Job, before: Graph) -> float:
             job.predicted[name] = before_cost / max(cost(graph), 1e-12)
         say(", ".join(f"{name}: {len(graph)} nodes" for name, graph in job.graphs.items()))
     return before_cost
+
+
+def _shared(pipelines: Sequence[Pipeline]) -> list[Pass]:
+    """The passes that all pipelines begin with."""
+    steps = zip(*(p.passes for p in pipelines), strict=False)
+    return [same[0] for same in takewhile(lambda step: len(set(step)) == 1, steps)]
 
 
 def _pointless(job: _Job, variant: str) -> bool:

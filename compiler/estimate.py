@@ -115,17 +115,20 @@ def estimate_table(
 
 
 def render(rows: Iterable[EstimateRow], console: Console) -> None:
-    """Print the table, at most 100 columns wide, and below it what was assumed."""
-    rows = list(rows)
-    table = Table(box=None, pad_edge=False, header_style="bold", width=min(_WIDTH, console.width))
+    """Print the table, at most 100 columns wide, and below it what was assumed.
+
+    A narrow console folds cells; nothing is cut off. ``memory`` is the peak, and the capacity when short.
+    """
+    rows, width = list(rows), min(_WIDTH, console.width)
     names = list(dict.fromkeys(name for row in rows for name in row.sizes))
-    table.add_column("target", no_wrap=True)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("target", overflow="fold")
     for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
-    for heading in ("latency", "per second", "peak memory", "bound by"):
-        table.add_column(
-            heading, justify="left" if heading in ("latency", "bound by") else "right", no_wrap=True
-        )
+        table.add_column(name, justify="right", overflow="fold")
+    table.add_column("latency", overflow="fold")
+    table.add_column("samples/s", justify="right", overflow="fold")
+    table.add_column("memory", justify="right", overflow="fold")
+    table.add_column("bound by", overflow="fold")
     for row in rows:
         memory = show_bytes(row.peak_bytes)
         table.add_row(
@@ -135,12 +138,12 @@ def render(rows: Iterable[EstimateRow], console: Console) -> None:
             f"{row.samples_per_second:,.0f}"
             if row.samples_per_second >= 10
             else f"{row.samples_per_second:.2g}",
-            memory if row.fits else Text(f"{memory} does not fit", style="bold red"),
+            memory if row.fits else Text(f"{memory} > {show_bytes(row.memory_bytes)}", style="bold red"),
             _bound_words(row.bounds),
         )
-    console.print(table)
+    console.print(table, width=width)
     for note in dict.fromkeys(f"{row.target}: {note}" for row in rows for note in row.notes):
-        console.print(Text(note, style="dim"), width=min(_WIDTH, console.width))
+        console.print(Text(note, style="dim"), width=width)
 
 
 def show_latency(row: EstimateRow) -> str:
@@ -178,5 +181,5 @@ def _three_digits(number: float) -> str:
 
 
 def _bound_words(bounds: Mapping[str, float]) -> str:
-    told = sorted(bounds.items(), key=lambda item: -item[1])
-    return ", ".join(f"{name} {share:.0%}" for name, share in told[:2] if share >= 0.05)
+    name, share = max(bounds.items(), key=lambda item: item[1])
+    return f"{name} {share:.0%}"

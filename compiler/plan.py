@@ -123,7 +123,8 @@ def _groups(nodes: Sequence[Node], prices: Mapping[Node, Price]) -> list[list[No
         fused = isinstance(fuse, int) and not node.regions
         key: object = ("fuse", fuse) if fused else node
         group = found.pop(key, [])
-        found[key] = [*group, node]
+        group.append(node)
+        found[key] = group
     return list(found.values())
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from backends import BACKENDS, backend
@@ -17,6 +18,9 @@ from compiler.reference import Loss, Reference
 from ir import Graph
 from ir import weights as weight_files
 from ir.errors import MissingError, PenstockError, ResourceError, UnsupportedError
+
+
+_TOGETHER = 2 << 30
 
 
 @dataclass(frozen=True)
@@ -78,21 +82,30 @@ def chosen_backends(name: str) -> list[Backend]:
 
 
 class Race:
-    """Builds candidates one after another; only one engine is in memory at a time."""
+    """Builds and judges candidates one after another; those that pass are timed together, interleaved.
 
-    def __init__(self, reference: Reference, threads: int | None, max_loss: float, seconds: float, phases: Phases) -> None:
+    Engines whose weights together take more than ``_TOGETHER`` bytes are timed one by one against the original
+    instead, and only one of them is in memory at a time.
+    """
+
+    def __init__(
+        self, reference: Reference, threads: int | None, max_loss: float, seconds: float, phases: Phases
+    ) -> None:
         self._reference = reference
         self._threads = threads
         self._max_loss = max_loss
         self._seconds = seconds
         self._phases = phases
         self._folders: dict[str, Path] = {}
+        self._engines: dict[str, Engine] = {}
         self._missing: list[PenstockError] = []
+        self._bytes = 0
         self.candidates: list[Candidate] = []
 
-    def enter(self, variant: str, graph: Graph, with_: Backend, folder: Path, predicted: float) -> Candidate:
-        """Build, judge and time one candidate; a failure is a candidate that says why."""
+    def enter(self, variant: str, graph: Graph, with_: Backend, folder: Path, predicted: float) -> None:
+        """Build and judge one candidate; a failure is a candidate that says why."""
         made = Candidate(variant, with_.name, with_.version() or "", predicted)
+        self._folders[made.name] = folder
         try:
             made = self._try(made, graph, with_, folder)
         except ResourceError:
@@ -103,9 +116,7 @@ class Race:
         if made.why:
             shutil.rmtree(folder, ignore_errors=True)
         self.candidates.append(made)
-        self._folders[made.name] = folder
-        self._phases.note("engines", _line(made))
-        return made
+        self._phases.note("engines", f"{made.name}: {made.why.splitlines()[0] if made.why else _built(made)}")
 
     def _try(self, made: Candidate, graph: Graph, with_: Backend, folder: Path) -> Candidate:
         refused = with_.unsupported(graph)
@@ -122,17 +133,31 @@ class Race:
             assert made.loss is not None
             if not made.loss.loss <= self._max_loss:
                 return replace(made, why=f"loss {made.loss.loss:.3g} is more than {self._max_loss:g}")
-            return self._time(made, engine)
+            self._bytes += graph.weights.nbytes
+            if self._bytes > _TOGETHER:
+                return self._timed({made.name: engine}, [made])[0]
+        self._engines[made.name] = engine
+        return made
 
-    def _time(self, made: Candidate, engine: Engine) -> Candidate:
+    def _timed(self, engines: Mapping[str, Engine], made: Sequence[Candidate]) -> list[Candidate]:
         inputs = self._reference.example
-        found = interleave({"eager": self._reference.eager_call(), "engine": lambda: engine(inputs)}, self._seconds)
-        return replace(made, eager_time=found["eager"], engine_time=found["engine"])
+        calls: dict[str, Callable[[], object]] = {"eager": self._reference.eager_call()}
+        calls |= {name: partial(engine, inputs) for name, engine in engines.items()}
+        found = interleave(calls, self._seconds * len(calls))
+        return [
+            replace(c, eager_time=found["eager"], engine_time=found[c.name]) if c.name in found else c for c in made
+        ]
 
     def winner(self) -> Candidate | None:
-        """The fastest within the loss bound; the others learn why not."""
+        """Time those that passed; the fastest wins, the others learn why not."""
+        if self._engines:
+            with torch_threads(self._threads):
+                self.candidates = self._timed(self._engines, self.candidates)
+            self._engines.clear()
         able = [c for c in self.candidates if not c.why and c.engine_time is not None]
         best = max(able, key=lambda c: c.speedup, default=None)
+        for c in able:
+            self._phases.note("engines", f"{c.name}: {_time(c)}")
         self.candidates = [
             c if c.why or c is best or best is None else replace(c, why=f"slower: {c.speedup:.2f}x, not {best.speedup:.2f}x")
             for c in self.candidates
@@ -155,8 +180,12 @@ def _listing(refused: Sequence[Unsupported], most: int = 20) -> str:
     return f"{len(lines)} operation(s) it cannot carry: " + "\n  - ".join(["", *lines[:most]]) + more
 
 
-def _line(made: Candidate) -> str:
-    if made.engine_time is None or made.loss is None:
-        return f"{made.name}: {made.why.splitlines()[0]}"
-    time_ = f"{made.engine_time.median * 1e3:.2f} ms, {made.speedup:.2f}x eager"
-    return f"{made.name}: {time_}, loss {made.loss.loss:.2g}"
+def _built(made: Candidate) -> str:
+    assert made.loss is not None
+    metric = f", metric {made.loss.metric:.4f}" if made.loss.metric is not None else ""
+    return f"built in {made.build_seconds:.1f} s, loss {made.loss.loss:.2g}{metric}"
+
+
+def _time(made: Candidate) -> str:
+    assert made.engine_time is not None
+    return f"{made.engine_time.median * 1e3:.2f} ms, {made.speedup:.2f}x eager"

@@ -286,17 +286,15 @@ def _matmul(call: Call) -> Price:
 
 
 def _int8_linear(call: Call) -> Price:
-    """Range of the activations, their quantized copy, and the product: two kernels and a hand-over."""
+    """The quantized copy of the activations, and the product: two kernels and a hand-over."""
     x = call.tensor(0)
     n, k = call.tensor(1).shape
-    dynamic = call.packet.endswith("dynamic")
-    scratch = 2 * x.numel  # int8, written and read
-    work = Gemm(1, _product(x.shape[:-1]), n, k, quantizes=dynamic)
-    flops = 2 * _product(x.shape) * n
-    if not dynamic:
-        return Price("matmul", flops, call.reads, call.writes, torch.int8, scratch, 2, work)
-    reads = (2 * call.reads[0], *call.reads[1:])  # once for the range, once to quantize
-    return Price("matmul", flops, reads, call.writes, torch.int8, scratch, 2, work)
+    reads = call.reads
+    if call.packet.endswith("dynamic"):
+        reads = (2 * reads[0], *reads[1:])  # once for the range, once to quantize
+    work = Gemm(1, _product(x.shape[:-1]), n, k, quantizes=True)
+    flops = 2 * x.numel * n
+    return Price("matmul", flops, reads, call.writes, torch.int8, scratch=2 * x.numel, kernels=2, work=work)
 
 
 def _einsum(call: Call) -> Price:
@@ -368,24 +366,19 @@ _TABLE: Sequence[tuple[Callable[[Call], Price], str]] = (
     (_cast, "to _to_copy type_as contiguous clone"),
     (_copy, "cat stack concat pad constant_pad_nd repeat repeat_interleave tile roll flip tril triu copy"),
     (_copy, "lift_fresh_copy slice_scatter select_scatter scatter scatter_add index_put index_copy one_hot"),
-    (_copy, "hstack vstack dstack column_stack diag_embed pixel_shuffle pixel_unshuffle channel_shuffle meshgrid"),
-    (_copy, "replication_pad2d reflection_pad2d masked_select im2col upsample_nearest2d"),
-    (
-        _create,
-        "arange full zeros ones empty scalar_tensor eye linspace new_zeros new_ones new_full new_empty",
-    ),
-    (_create, "tril_indices triu_indices"),
-    (_create, "zeros_like ones_like full_like empty_like rand randn rand_like randn_like"),
+    (_copy, "hstack vstack dstack column_stack diag_embed pixel_shuffle pixel_unshuffle channel_shuffle"),
+    (_copy, "meshgrid replication_pad2d reflection_pad2d masked_select im2col upsample_nearest2d"),
+    (_create, "arange full zeros ones empty scalar_tensor eye linspace new_zeros new_ones new_full"),
+    (_create, "new_empty zeros_like ones_like full_like empty_like tril_indices triu_indices"),
+    (_create, "rand randn rand_like randn_like"),
     (_dropout, "dropout feature_dropout alpha_dropout"),
-    (
-        _pointwise,
-        "__and__ __or__ __xor__ where masked_fill glu softplus log_sigmoid floor_divide clip square",
-    ),
-    (_pointwise, "bernoulli isfinite isinf relu6 silu gelu rsub hardswish prelu divide multiply subtract negative"),
-    (_pointwise, "absolute greater less not_equal outer ger special_expm1 masked_scatter polar complex bucketize"),
+    (_pointwise, "__and__ __or__ __xor__ where masked_fill glu softplus log_sigmoid floor_divide clip"),
+    (_pointwise, "square bernoulli isfinite isinf relu6 silu gelu rsub hardswish prelu divide multiply"),
+    (_pointwise, "subtract negative absolute greater less not_equal outer ger special_expm1 polar"),
+    (_pointwise, "masked_scatter complex bucketize"),
     (_quantize, "quantize_per_tensor quantize_per_channel quantize_per_token quantize_rows choose_qparams"),
     (_quantize, "dequantize_per_tensor dequantize_per_channel dequantize_per_token"),
-    (_int8_linear, "int8_linear_dynamic int8_linear"),
+    (_int8_linear, "int8_linear_dynamic int8_linear_static"),
     (_linear, "linear"),
     (_einsum, "einsum"),
     (_matmul, " ".join(_MATMULS)),

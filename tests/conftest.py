@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 settings.register_profile(
     "ci",
@@ -12,11 +14,15 @@ settings.register_profile(
     database=None,
     deadline=None,
     max_examples=25,
+    phases=[Phase.explicit, Phase.generate],  # "search" also shrinks, which takes minutes
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
-settings.register_profile("search", parent=settings.get_profile("ci"), derandomize=False, max_examples=1000)
+settings.register_profile(
+    "search", parent=settings.get_profile("ci"), derandomize=False, max_examples=1000, phases=list(Phase)
+)
 settings.load_profile("ci")
 torch.set_num_threads(1)
+logging.getLogger("torch.__trace").propagate = False  # thousands of lines in the report of any failure
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

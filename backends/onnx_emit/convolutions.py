@@ -9,7 +9,7 @@ import torch
 
 from backends.onnx_emit.dtypes import Refused
 from backends.onnx_emit.pointwise import Emitter, result_type
-from backends.onnx_emit.scope import Scope
+from backends.onnx_emit.scope import LONGEST, Scope
 from backends.onnx_emit.views import shape_of
 from ir import Arg, Node, Value
 
@@ -111,10 +111,12 @@ def average_pool(spatial: int) -> Emitter:
     ) -> str:  # fmt: skip
         if divisor is not None:
             raise Refused("an average pool with a divisor of its own")
-        size = _many(kernel, spatial)
+        size, around = _many(kernel, spatial), _many(padding, spatial, 0)
+        if s.flavor == "openvino" and ceil_mode and count_include_pad and any(around):
+            raise Refused("an average pool with padding and ceil_mode, which OpenVINO divides otherwise")
         return _batched(s, x, spatial, lambda name: s.op(
             "AveragePool", name, kernel_shape=size, strides=_many(stride or kernel, spatial),
-            pads=_many(padding, spatial, 0) * 2, ceil_mode=int(bool(ceil_mode)),
+            pads=around * 2, ceil_mode=int(bool(ceil_mode)),
             count_include_pad=int(bool(count_include_pad)),
         ))  # fmt: skip
 
@@ -210,7 +212,9 @@ def smooth(mode: str) -> Emitter:
 def pad(s: Scope, node: Node, x: Value, pads: Sequence[Arg], mode: Arg = "constant", value: Arg = None) -> str:
     """``aten.pad``: torch counts from the last dim, in pairs."""
     rank = x.tensor.rank
-    kind = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}.get(str(mode))
+    if mode == "circular":
+        return _wrapped(s, x, pads)
+    kind = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}.get(str(mode))
     if kind is None:
         raise Refused(f"padding mode {mode}")
     first: list[Arg] = [0] * rank
@@ -219,6 +223,23 @@ def pad(s: Scope, node: Node, x: Value, pads: Sequence[Arg], mode: Arg = "consta
         first[rank - 1 - index], last[rank - 1 - index] = pads[2 * index], pads[2 * index + 1]
     content = s.tensor(value or 0, result_type(node)) if kind == "constant" else None
     return s.op("Pad", s[x], s.vector([*first, *last]), content, mode=kind)
+
+
+def _wrapped(s: Scope, x: Value, pads: Sequence[Arg]) -> str:
+    """Padding by the other end, from slices: not every engine has the mode."""
+    name = s[x]
+    for index in range(len(pads) // 2):
+        before, after = pads[2 * index : 2 * index + 2]
+        if not isinstance(before, int) or not isinstance(after, int) or min(before, after) < 0:
+            raise Refused("circular padding by sizes that are known only when it runs")
+        axis = x.tensor.rank - 1 - index
+        parts = [name]
+        if before:
+            parts.insert(0, s.op("Slice", name, s.ints(-before), s.ints(LONGEST), s.ints(axis)))
+        if after:
+            parts.append(s.op("Slice", name, s.ints(0), s.ints(after), s.ints(axis)))
+        name = s.op("Concat", *parts, axis=axis)
+    return name
 
 
 def constant_pad(s: Scope, node: Node, x: Value, pads: Sequence[Arg], value: Arg = 0) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from backends.onnx_emit.dtypes import Refused
-from backends.onnx_emit.pointwise import Emitter, result_type
+from backends.onnx_emit.pointwise import Emitter, choose, result_type
 from backends.onnx_emit.scope import Scope
 from backends.onnx_emit.views import shape_of
 from ir import Arg, Node, ScalarType, Value
@@ -119,7 +119,8 @@ def triangle(upper: bool) -> Emitter:
         if isinstance(diagonal, Value):
             raise Refused("a diagonal that is known only when it runs")
         mask = triangle_mask(s, s.size_of(x, -2), s.size_of(x, -1), int(diagonal), upper)  # type: ignore[arg-type]
-        return s.op("Where", mask, s[x], s.const(0, result_type(node)))
+        dtype = result_type(node)
+        return choose(s, mask, s[x], s.const(0, dtype), dtype)
 
     return emit
 

@@ -15,6 +15,10 @@ from ir import Arg, Node, Value
 Emitter = Callable[..., Any]
 
 
+_NARROW = frozenset({torch.int8, torch.int16, torch.uint16, torch.uint32})
+"""Engines have few kernels for these; arithmetic goes through int32, which wraps around alike when narrowed."""
+
+
 def result_type(node: Node) -> torch.dtype:
     """Element type of the first result."""
     return node.results[0].tensor.dtype
@@ -42,10 +46,15 @@ def binary(kind: str) -> Emitter:
     """Both operands in the result's type."""
 
     def emit(s: Scope, node: Node, a: Arg, b: Arg, *_: Arg) -> str:
-        dtype = result_type(node)
-        return s.op(kind, s.tensor(a, dtype), s.tensor(b, dtype))
+        return _widened(s, kind, a, b, result_type(node))
 
     return emit
+
+
+def _widened(s: Scope, kind: str, a: Arg, b: Arg, dtype: torch.dtype) -> str:
+    wide = torch.int32 if dtype in _NARROW or dtype == torch.uint8 else dtype
+    x, y = (s.cast(s.tensor(v, dtype), dtype, wide) for v in (a, b))
+    return s.cast(s.op(kind, x, y), wide, dtype)
 
 
 def compare(kind: str, negate: bool = False) -> Emitter:
@@ -54,8 +63,9 @@ def compare(kind: str, negate: bool = False) -> Emitter:
     def emit(s: Scope, node: Node, a: Arg, b: Arg) -> str:
         dtype = promoted(a, b)
         if dtype == torch.bool:  # ONNX orders no booleans
-            dtype = torch.bool if kind == "Equal" else torch.uint8
-        x, y = s.tensor(a, dtype), s.tensor(b, dtype)
+            dtype = torch.bool if kind == "Equal" else torch.int32
+        wide = torch.int32 if dtype in _NARROW or dtype == torch.uint8 else dtype
+        x, y = (s.cast(s.tensor(v, dtype), dtype, wide) for v in (a, b))
         answer = s.op(kind, x, y)
         return s.op("Not", answer) if negate else answer
 
@@ -76,7 +86,8 @@ def add_sub(kind: str, swapped: bool = False) -> Emitter:
             return s.op("Or", x, y)
         if b == 0 and not isinstance(b, Value):
             return x
-        return s.op(kind, x, y)
+        wide = torch.int32 if dtype in _NARROW or dtype == torch.uint8 else dtype
+        return s.cast(s.op(kind, s.cast(x, dtype, wide), s.cast(y, dtype, wide)), wide, dtype)
 
     return emit
 
@@ -84,7 +95,7 @@ def add_sub(kind: str, swapped: bool = False) -> Emitter:
 def multiply(s: Scope, node: Node, a: Arg, b: Arg) -> str:
     """``aten.mul``."""
     dtype = result_type(node)
-    return s.op("And" if dtype == torch.bool else "Mul", s.tensor(a, dtype), s.tensor(b, dtype))
+    return _widened(s, "And" if dtype == torch.bool else "Mul", a, b, dtype)
 
 
 def divide(s: Scope, node: Node, a: Arg, b: Arg) -> str:
@@ -229,13 +240,23 @@ def clamp_max(s: Scope, node: Node, x: Value, high: Arg) -> str:
 def where(s: Scope, node: Node, condition: Value, a: Arg, b: Arg) -> str:
     """``aten.where``."""
     dtype = result_type(node)
-    return s.op("Where", s.tensor(condition, torch.bool), s.tensor(a, dtype), s.tensor(b, dtype))
+    return choose(s, s.tensor(condition, torch.bool), s.tensor(a, dtype), s.tensor(b, dtype), dtype)
 
 
 def masked_fill(s: Scope, node: Node, x: Value, mask: Value, value: Arg) -> str:
     """``aten.masked_fill``."""
     dtype = result_type(node)
-    return s.op("Where", s[mask], s.tensor(value, dtype), s[x])
+    return choose(s, s[mask], s.tensor(value, dtype), s[x], dtype)
+
+
+def choose(s: Scope, condition: str, a: str, b: str, dtype: torch.dtype) -> str:
+    """Where, also for the types that ONNX Runtime has no kernel of it for."""
+    if dtype == torch.bool:
+        return s.op("Or", s.op("And", condition, a), s.op("And", s.op("Not", condition), b))
+    if dtype in _NARROW:
+        a, b = s.cast(a, dtype, torch.int32), s.cast(b, dtype, torch.int32)
+        return s.cast(s.op("Where", condition, a, b), torch.int32, dtype)
+    return s.op("Where", condition, a, b)
 
 
 def logical(kind: str) -> Emitter:
@@ -296,7 +317,14 @@ def is_finite(s: Scope, node: Node, x: Value) -> str:
 
 def sign(s: Scope, node: Node, x: Value) -> str:
     """``aten.sign``."""
-    return s[x] if result_type(node) == torch.bool else s.op("Sign", s[x])
+    dtype = result_type(node)
+    if dtype == torch.bool:
+        return s[x]
+    if not dtype.is_floating_point:
+        return s.op("Sign", s[x])
+    zero = s.const(0, dtype)  # of NaN: zero, as in torch
+    above, below = s.op("Greater", s[x], zero), s.op("Less", s[x], zero)
+    return s.op("Sub", s.cast(above, torch.bool, dtype), s.cast(below, torch.bool, dtype))
 
 
 def trunc(s: Scope, node: Node, x: Value) -> str:

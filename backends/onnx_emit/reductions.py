@@ -183,7 +183,9 @@ def topk(
     return s.cast(values, wide, x.tensor.dtype), places
 
 
-def _sorted(s: Scope, x: Value, dim: int, descending: Arg) -> tuple[str, str]:
+def _sorted(s: Scope, x: Value, dim: int, descending: Arg, stable: Arg = False) -> tuple[str, str]:
+    if s.flavor == "openvino" and stable:
+        raise Refused("a stable sort, which OpenVINO does not have")
     name, wide = _ordered(s, x)
     axis = dim % x.tensor.rank
     values, places = s.ops("TopK", 2, name, s.size_of(x, axis), axis=axis, largest=int(bool(descending)), sorted=1)
@@ -197,7 +199,7 @@ def sort(s: Scope, node: Node, x: Value, dim: int = -1, descending: Arg = False)
 
 def sort_stable(s: Scope, node: Node, x: Value, stable: Arg, dim: int = -1, descending: Arg = False) -> tuple[str, str]:
     """``sort.stable``."""
-    return _sorted(s, x, dim, descending)
+    return _sorted(s, x, dim, descending, stable)
 
 
 def argsort(s: Scope, node: Node, x: Value, dim: int = -1, descending: Arg = False) -> str:
@@ -207,7 +209,7 @@ def argsort(s: Scope, node: Node, x: Value, dim: int = -1, descending: Arg = Fal
 
 def argsort_stable(s: Scope, node: Node, x: Value, stable: Arg, dim: int = -1, descending: Arg = False) -> str:
     """``argsort.stable``."""
-    return _sorted(s, x, dim, descending)[1]
+    return _sorted(s, x, dim, descending, stable)[1]
 
 
 def histogram(s: Scope, node: Node, x: Value, bins: int = 100, low: Arg = 0, high: Arg = 0) -> str:

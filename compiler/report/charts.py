@@ -29,12 +29,13 @@ def waterfall(report: Mapping[str, Any]) -> dict[str, Any]:
             continue
         after = found["seconds"] if found["seconds"] is not None else at
         saved = at - after
+        width = max(abs(saved) * scale, 3.0)  # nothing saved is a hairline, not nothing
         rows.append(
             {
                 "label": found["name"],
                 "kind": "dropped" if found["dropped"] else "saved" if saved >= 0 else "lost",
-                "x": min(at, after) * scale,
-                "w": max(abs(saved) * scale, 2.0),  # nothing saved is a hairline, not nothing
+                "x": min(min(at, after) * scale, SPAN - width),
+                "w": width,
                 "seconds": saved,
                 "found": found,
             }
@@ -76,7 +77,7 @@ def _longest(values: Iterable[float | None]) -> float:
 
 # --- roofline ------------------------------------------------------------------------------------
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56.0, 700.0, 16.0, 320.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56.0, 700.0, 28.0, 320.0
 _LABELS = 4
 
 

@@ -57,6 +57,7 @@ def _environment() -> Environment:
         "ms": lambda value: show_seconds(None if value is None else value / 1e3, "\N{MICRO SIGN}s"),
         "bytes": show_bytes,
         "si": show_count,
+        "decade": lambda value: show_count(value).replace(".00", "").replace(".0", ""),
         "times": show_times,
         "small": show_small,
         "cosine": show_cosine,

@@ -85,5 +85,7 @@ def show_small(value: float | None) -> str:
 
 
 def show_cosine(value: float | None) -> str:
-    """Six places: what matters is how far it is from one."""
-    return "-" if value is None else f"{value:.6f}"
+    """Six places, or how little is missing: ``0.999952``, ``1 - 2e-09``."""
+    if value is None:
+        return "-"
+    return f"1 - {1 - value:.0e}" if 0 < 1 - value < 5e-7 else f"{value:.6f}"

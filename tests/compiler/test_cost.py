@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -85,7 +86,7 @@ class TestPhysics:
     def test_more_work_takes_longer(self, name: str) -> None:
         plan = make_plan(chain())
         found = [estimate(plan, target(name), {"batch": b}) for b in (1, 16, 256, 4096, 65536)]
-        for before, after in zip(found, found[1:], strict=False):
+        for before, after in pairwise(found):
             assert after.seconds >= before.seconds * 0.999
             assert after.flops > before.flops
             assert after.bytes > before.bytes
@@ -100,7 +101,9 @@ class TestPhysics:
         assert estimate(chain(), target("l4"), {"batch": 65536}).rows[1].bound == "memory"
 
     def test_lower_precision_is_faster_where_it_pays(self) -> None:
-        full, half = (estimate(chain(dtype=d), target("l4"), {"batch": 65536}).seconds for d in ("f32", "bf16"))
+        full, half = (
+            estimate(chain(dtype=d), target("l4"), {"batch": 65536}).seconds for d in ("f32", "bf16")
+        )
         assert half < full
 
     def test_every_fit_stays_above_the_roofline_at_large_sizes(self) -> None:
@@ -170,7 +173,9 @@ input %x: f32[batch, 1000] "x"
 return "a" %a
 """
         plan = make_plan(parse(text))
-        assert estimate(plan, target("l4"), {"batch": 2_760_000}).fits  # 22.08 of 24 GB: the 0.92 that is usable
+        assert estimate(
+            plan, target("l4"), {"batch": 2_760_000}
+        ).fits  # 22.08 of 24 GB: the 0.92 that is usable
         assert not estimate(plan, target("l4"), {"batch": 2_770_000}).fits
 
     def test_quantized_product(self) -> None:
@@ -266,7 +271,10 @@ return "y" %y
         assert found.notes == ("priced by their bytes only: aten.fft_fft.default (1)",)
 
     def test_siblings_keep_their_order(self) -> None:
-        found = [estimate(chain(), target(n), {"batch": 65536}).seconds for n in ("h200_sxm", "h100_sxm", "h100_pcie")]
+        found = [
+            estimate(chain(), target(n), {"batch": 65536}).seconds
+            for n in ("h200_sxm", "h100_sxm", "h100_pcie")
+        ]
         assert found == sorted(found)
 
 
@@ -300,7 +308,9 @@ def test_every_corpus_graph_is_estimated() -> None:
     define()
     for path in sorted(Path("tests/corpus").glob("*.ir")):
         graph = parse(path.read_text())
-        sizes = {n: max(r.min, 2) if r.max is None else min(max(r.min, 2), r.max) for n, r in graph.dims.items()}
+        sizes = {
+            n: max(r.min, 2) if r.max is None else min(max(r.min, 2), r.max) for n, r in graph.dims.items()
+        }
         for name in ("h100_sxm", "cpu"):
             found = estimate(graph, target(name), {**sizes, "u0": 2, "u1": 2})
             assert found.seconds >= found.floor >= 0

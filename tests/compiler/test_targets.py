@@ -97,7 +97,7 @@ def test_unknown_target() -> None:
     with pytest.raises(UsageError) as caught:
         target("h100")
     assert str(caught.value).startswith(
-        'there is no target named \'h100\'\n  hint: did you mean "h100_sxm"? known: cpu, t4, a10, '
+        "there is no target named 'h100'\n  hint: did you mean \"h100_sxm\"? known: cpu, t4, a10, "
     )
 
 

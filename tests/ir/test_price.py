@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -10,6 +13,7 @@ from ir import RETURN, Graph, Node, evaluate, interpret, parse, symbol
 from ir.dims import DimRange
 from ir.exported import example_inputs
 from ir.ops import op
+from ir.own_ops import define
 from ir.price import Attention, Gemm, Price, is_view, price
 from ir.types import TensorType
 
@@ -111,7 +115,10 @@ def test_symbolic_equals_concrete() -> None:
         ):
             symbolic, concrete = price(make(name, *args(N))), price(make(name, *args(n)))
             for figure in ("flops", "bytes_read", "bytes_written"):
-                assert evaluate(getattr(symbolic, figure), {"n": n}) == getattr(concrete, figure), (name, figure)
+                assert evaluate(getattr(symbolic, figure), {"n": n}) == getattr(concrete, figure), (
+                    name,
+                    figure,
+                )
 
 
 class TestAttention:
@@ -159,9 +166,14 @@ class TestInt8:
         assert (got.scratch, got.kernels) == (2 * 32, 2)
         assert got.work == Gemm(1, 4, 16, 8, quantizes=True)
 
-    def test_product_of_dequantized_values_is_int8(self) -> None:
-        import torch.ao.quantization.fx._decomposed  # noqa: F401: registers quantized_decomposed
+    def test_static_linear_knows_its_range(self) -> None:
+        name = "penstock.int8_linear_static.default"
+        got = price(make(name, f32(4, 8), (I8, (16, 8)), f32(16), None, f32(), 7))
+        assert got.reads == (128, 128, 64, 4)
+        assert (got.flops, got.scratch, got.compute) == (2 * 4 * 8 * 16, 64, I8)
 
+    def test_product_of_dequantized_values_is_int8(self) -> None:
+        importlib.import_module("torch.ao.quantization.fx._decomposed")  # registers quantized_decomposed
         graph = parse(
             """penstock-ir 1
 graph "qdq"
@@ -259,17 +271,18 @@ return "z" %z
 def test_regions() -> None:
     branch, loop, _ = parse(REGIONS)
     got = price(branch)
-    assert (got.flops, got.bytes_read, got.bytes_written, got.kernels) == (1024, 512, 512, 2)  # larger in each
+    assert (got.flops, got.bytes_read, got.bytes_written, got.kernels) == (
+        1024,
+        512,
+        512,
+        2,
+    )  # larger in each
     for trips in (1, 3):
         assert price(loop, trips).flops == 1024 * trips + (64 + 1) * (trips + 1)
 
 
 def test_every_corpus_graph_is_priced() -> None:
-    from pathlib import Path
-
-    import ir.own_ops
-
-    ir.own_ops.define()
+    define()
     unknown = set()
     for path in sorted(Path("tests/corpus").glob("*.ir")):
         for node in parse(path.read_text()).walk():
@@ -296,5 +309,7 @@ return "y" %y
     )
     with FlopCounterMode(display=False) as counter:
         interpret(graph, example_inputs(graph, {"n": 5}))
-    got = sum(evaluate(price(node).flops, {"n": 5}) for node in graph if node.op.name == "aten.linear.default")
+    got = sum(
+        evaluate(price(node).flops, {"n": 5}) for node in graph if node.op.name == "aten.linear.default"
+    )
     assert got == counter.get_total_flops()
