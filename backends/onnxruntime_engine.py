@@ -17,10 +17,6 @@ from ir import Graph
 from ir.errors import MissingError, PenstockError, UntrustedError
 
 _QUIET = 4  # fatal only: every failure comes back as an exception anyway
-_NUMPY = frozenset({
-    torch.float64, torch.float32, torch.float16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8,
-    torch.uint16, torch.uint32, torch.uint64, torch.bool,
-})  # fmt: skip
 _INT8_MATMULS = frozenset({
     "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QLinearMatMul", "QGemm", "QAttention",
     "QLinearConv", "ConvInteger",
@@ -93,12 +89,8 @@ class _Session(Engine):
         return dict(zip(self._outputs, results, strict=True))
 
     def _run_values(self, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
-        """Types that NumPy does not know travel as DLPack."""
-        import onnxruntime
-
-        values = {name: onnxruntime.OrtValue.from_dlpack(inputs[key].detach().contiguous()) for name, key in self._inputs}
-        found = self._session.run_with_ort_values(self._files, values)
-        return [torch.from_dlpack(value._ortvalue) for value in found]
+        feeds = {name: _to_value(inputs[key].detach().contiguous()) for name, key in self._inputs}
+        return [_from_value(v) for v in self._session.run_with_ort_values(self._files, feeds)]
 
     def facts(self) -> Mapping[str, int | str]:
         """Operators of the graph as ONNX Runtime rewrote it for this machine."""
@@ -120,6 +112,24 @@ class _Session(Engine):
             "loops": kinds["Loop"],
             "nodes": sum(kinds.values()),
         }
+
+
+def _to_value(tensor: torch.Tensor) -> Any:
+    """NumPy has no bfloat16: it travels as the integers it is made of."""
+    from onnx import TensorProto
+    from onnxruntime import OrtValue
+
+    if tensor.dtype == torch.bfloat16:
+        bits = tensor.view(torch.uint16).numpy()
+        return OrtValue.ortvalue_from_numpy_with_onnx_type(bits, TensorProto.BFLOAT16)
+    return OrtValue.ortvalue_from_numpy(tensor.numpy())
+
+
+def _from_value(value: Any) -> torch.Tensor:
+    if value.data_type() == "tensor(bfloat16)":
+        found: torch.Tensor = torch.from_dlpack(value._ortvalue)
+        return found
+    return torch.from_numpy(value.numpy())
 
 
 def _kinds(nodes: Any) -> Iterator[str]:

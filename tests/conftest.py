@@ -22,7 +22,7 @@ settings.register_profile(
 )
 settings.load_profile("ci")
 torch.set_num_threads(1)
-logging.getLogger("torch.__trace").propagate = False  # thousands of lines in the report of any failure
+logging.getLogger("torch.__trace").disabled = True  # thousands of lines in the report of any failure
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -238,7 +238,7 @@ def graphs(draw: Draw, most: int = 10) -> Graph:
     shapes: Mapping[str, tuple[object, ...]] = {"x": (n, 4), "y": (n, m, 6), "z": (2, 4)}
     for name, shape in shapes.items():
         b.floats.append(b.graph.add_input("input", name, TensorType(torch.float32, shape)))  # type: ignore[arg-type]
-    for step in draw(st.lists(st.sampled_from(STEPS), min_size=1, max_size=most)):
+    for step in draw(st.lists(st.sampled_from(STEPS), min_size=3, max_size=most)):
         x = b.any_float()
         if x.tensor.rank == 0 or x.tensor.rank > 5:
             continue

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -28,14 +29,20 @@ base = pytest.importorskip("passes.base")
 VARIANTS = (
     "quantize{min-weights=1}",
     "quantize{min-weights=1, keep=1}",
+    'quantize{min-weights=1, activations="dynamic"}',
     'cast-compute{dtype="f16"}',
     "fold-constants{max-bytes=0}",
 )
 EVERY = {p.name: p() for p in passes.PASSES} | {
     text: passes.parse_passes(text, passes.PASSES)[0] for text in VARIANTS
 }
-# float16 ends at 65504: that large inputs overflow there is no fault of the pass
-BEYOND = {'cast-compute{dtype="f16"}': {"large"}}
+# No fault of the pass: float16 ends at 65504, and calibrated scales end where the calibration inputs do.
+BEYOND = {text: {"large"} for text in ('cast-compute{dtype="f16"}', *VARIANTS[:2])}
+# Faults of a pass that wait for a repair. When one is repaired its row fails: delete the row.
+KNOWN = {
+    ("fold-constants", "constants"): "a folded weight is made contiguous, so that a matmul takes another kernel: "
+    "the pass is not bit-exact and should declare a tolerance",
+}
 ZOO = importlib.util.find_spec("tests.zoo") is not None
 BASIC = frozenset({Fact.WELL_FORMED, Fact.TYPED})
 
@@ -86,8 +93,13 @@ def signature(graph: Graph) -> object:
     return given, graph.outputs, made
 
 
-@pytest.mark.parametrize("graph_name", CORPUS)
-@pytest.mark.parametrize("pass_name", EVERY)
+def cases() -> Iterator[object]:
+    for case in itertools.product(EVERY, CORPUS):
+        marks = [pytest.mark.xfail(reason=KNOWN[case], strict=True)] if case in KNOWN else []
+        yield pytest.param(*case, marks=marks)
+
+
+@pytest.mark.parametrize(("pass_name", "graph_name"), cases())
 def test_corpus(pass_name: str, graph_name: str) -> None:
     pass_, graph = EVERY[pass_name], load(graph_name)
     inputs = runs(graph, exact=pass_.tolerance == base.Tolerance())
@@ -95,7 +107,12 @@ def test_corpus(pass_name: str, graph_name: str) -> None:
     keeps_the_laws(pass_, graph, kept)
 
 
-@settings(max_examples=12)
+def gentle(graph: Graph) -> dict[str, Tensors]:
+    """Inputs that no chain of passes, float16 among them, takes out of range."""
+    return {name: x for name, x in runs(graph).items() if name != "large"}
+
+
+@settings(max_examples=40)
 @given(graph=graphs(), order=st.permutations(list(EVERY)))
 def test_random_graphs_through_passes_in_any_order(graph: Graph, order: list[str]) -> None:
     inputs = gentle(graph)

@@ -115,7 +115,7 @@ def roofline(report: Mapping[str, Any]) -> dict[str, Any]:
         "x": x.ticks(),
         "y": y.ticks(),
         "frame": {"left": _LEFT, "right": _RIGHT, "top": _TOP, "bottom": _BOTTOM},
-        "roofs": [_roof(name, rate, bandwidth, x, y) for name, rate in sorted(used.items(), key=lambda r: -r[1])],
+        "roofs": [_roof(name, used[name], bandwidth, x, y) for name in sorted(used, key=lambda n: -used[n])],
         "slope": _slope(max(used.values()), bandwidth, x, y),
         "points": [_placed(p, x, y, total) for p in drawn],
         "before": [_placed(p, x, y, sum(q["seconds"] for q in before) or 1.0) for p in before],
@@ -159,7 +159,8 @@ def _labels(points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     taken: list[dict[str, Any]] = []
     for point in points:
         y = point["y"] - point["r"] - 4
-        if len(taken) < _LABELS and all(abs(y - t["y"]) > 14 or abs(point["x"] - t["x"]) > 150 for t in taken):
+        free = all(abs(y - t["y"]) > 14 or abs(point["x"] - t["x"]) > 150 for t in taken)
+        if free and len(taken) < _LABELS:
             inside = _LEFT + 70 < point["x"] < _RIGHT - 70
             anchor = "middle" if inside else "start" if point["x"] < _RIGHT / 2 else "end"
             taken.append({"x": point["x"], "y": round(y, 1), "anchor": anchor, "text": point["op"]})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,24 +52,44 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {
-        "seconds": lambda value: show_seconds(value, "\N{MICRO SIGN}s"),
-        "ms": lambda value: show_seconds(None if value is None else value / 1e3, "\N{MICRO SIGN}s"),
-        "bytes": show_bytes,
-        "si": show_count,
-        "decade": lambda value: show_count(value).replace(".00", "").replace(".0", ""),
-        "times": show_times,
-        "small": show_small,
-        "cosine": show_cosine,
-        "cut": lambda text, most=_MOST_TEXT: short(str(text), most),
-        "digest": _digest,
-    }
+    made.filters |= _FILTERS
     return made
+
+
+def _seconds(value: float | None) -> str:
+    return show_seconds(value, "\N{MICRO SIGN}s")
+
+
+def _milliseconds(value: float | None) -> str:
+    return _seconds(None if value is None else value / 1e3)
+
+
+def _decade(value: float) -> str:
+    """A power of ten without the places that would say nothing: ``10 T``."""
+    return show_count(value).replace(".00", "").replace(".0", "")
+
+
+def _cut(text: object, most: int = _MOST_TEXT) -> str:
+    return short(str(text), most)
 
 
 def _digest(source: str) -> str:
     """How a content security policy names an inline script or style."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}'"
+
+
+_FILTERS: dict[str, Callable[..., str]] = {
+    "seconds": _seconds,
+    "ms": _milliseconds,
+    "bytes": show_bytes,
+    "si": show_count,
+    "decade": _decade,
+    "times": show_times,
+    "small": show_small,
+    "cosine": show_cosine,
+    "cut": _cut,
+    "digest": _digest,
+}
 
 
 def _view(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -68,10 +68,18 @@ def _passes(report: Mapping[str, Any]) -> list[Any]:
     if idle:
         lines.append(_text(f"found nothing: {', '.join(idle)}", "dim"))
     if before is not None and after:
-        tier = report["totals"]["after"].get("tier", "predicted")
         told = f"{show_seconds(before)} -> {show_seconds(after)}, {before / after:.2f}x"
-        lines.append(_text(f"predicted time of the kernels, {tier}: {told}", "dim"))
+        margin = _margin(report["totals"]["after"])
+        lines.append(_text(f"predicted time of the kernels: {told}{margin}", "dim"))
     return [*lines, ""]
+
+
+def _margin(after: Mapping[str, Any]) -> str:
+    """How sure the prediction is, and what it rests on: ``(6.4 ms to 17 ms, prior)``."""
+    if not after:
+        return ""
+    low, high = show_seconds(after["low_seconds"]), show_seconds(after["high_seconds"])
+    return f" ({low} to {high}, {after['tier']})"
 
 
 def _pass_cells(row: Mapping[str, Any]) -> tuple[str, ...]:

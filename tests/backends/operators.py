@@ -78,7 +78,7 @@ VIEWS = [
     C("squeeze.dim", FLOAT, 1), C("squeeze.dims", "f32[1,m,1]", [0, -1]), C("permute", "f32[n,m,4]", [2, 0, -2]),
     C("transpose.int", "f32[n,m,4]", -1, 0), C("t", FLOAT), C("mT", "f32[n,m,4]"), C("movedim.int", "f32[n,m,4]", 0, 2),
     C("movedim.intlist", "f32[n,m,4]", [0, 2], [1, 0]),
-    C("expand", "f32[n,1]", ["size:n", 5]),
+    C("expand", "f32[n,1,4]", [-1, 3, -1]), C("expand", "f32[n,1]", ["size:n", 5]),
     C("expand", "f32[1,m]", [2, 3, "size:m"]), C("expand_as", "f32[1,4]", "f32[n,4]"), C("expand", FLOAT, [-1, -1]),
     C("expand", "f32[]", [2, 2]),
     C("slice.Tensor", FLOAT, 1, 1, 3), C("slice.Tensor", FLOAT, 0, -2), C("slice.Tensor", FLOAT, 0, 1, 100),
@@ -178,12 +178,14 @@ REDUCTIONS = [
     *(C("linalg_vector_norm", FLOAT, o, [1], True) for o in (2, 1, float("inf"), 3, 0)), C("linalg_vector_norm", FLOAT), C("norm.ScalarOpt_dim", FLOAT, 2, [-1], True), C("norm.Scalar", FLOAT, 2),
     C("logsumexp", FLOAT, [1]), C("cumsum", FLOAT, 1), C("cumsum", "i64[n,4]", 0), C("cumsum", "bool[n,4]", 1),
     C("topk", "f32[n,9]", 3), C("topk", "f32[n,9]", 4, 1, False), C("topk", "f32[n,9]", 1, -1), C("sort", FLOAT), C("sort", "f32[n,m]", 0, True), C("sort.stable", "i64[n,20]<4", stable=True, dim=1),
-    C("argsort", "f32[n,9]", 1, True),
+    C("sort.stable", "i64[n,20]<4", stable=True, dim=1, descending=True),
+    C("argsort.stable", "i64[n,9]<3", stable=True), C("argsort", "f32[n,9]", 1, True),
     C("histc", "f32[50]", 6, -1, 2), C("histc", "f32[m]", 4, 0, 3), C("sum", "f32[]"), C("amax", "f32[]", []),
 ]  # fmt: skip
 
 INDEXING = [
-    C("gather", "f32[n,9]", -1, "i64[n,2]<9"),
+    C("embedding", "%f32[10,4]", "i64[n,m]<10"), C("embedding", "f32[10,4]", "i32[n]<10", 0),
+    C("gather", "f32[n,5]", 1, "i64[n,3]<5"), C("gather", "f32[n,9]", -1, "i64[n,2]<9"),
     C("index_select", "f32[n,5]", 1, "i64[m]<5"), C("index_select", "f32[5,n]", 0, "i64[]<5"), C("take", "f32[4,4]", "i64[n]<16"),
     C("index.Tensor", "f32[5,4]", ["i64[n]~"]), C("index.Tensor", "f32[n,5,4]", [None, "i64[m,2]<5"]), C("index.Tensor", "f32[5,4,m]", ["i64[n]~", "i64[n]~"]),
     C("index.Tensor", "f32[n,5,4]", [None, "i64[m]<5", "i64[m]<4"]), C("index.Tensor", "f32[5,n,4]", ["i64[m]<5", None, "i64[m]<4"]), C("index.Tensor", "bool[5,4]", ["i64[n,1]<5", "i64[1,m]<4"]),
@@ -211,7 +213,7 @@ NOT_ON: Mapping[tuple[str, str], str] = {
         ("openvino", call): _NOT_FINITE
         for call in (
             "relu(f32[n,12]!)", "exp(f32[n,12]!)", "minimum(f32[n,8]!,f32[8])", "maximum(f32[n,8]!,f32[8])",
-            "clamp(f32[n,8]!,-1,1)",
+            "clamp(f32[n,8]!,-1,1)", "sign(f32[n,12]!)",
         )
     },
     ("openvino", "avg_pool2d(f32[n,4,9,8],3,2,1,True,True)"): "refused: OpenVINO divides by another count",

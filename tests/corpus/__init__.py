@@ -12,13 +12,16 @@ from pathlib import Path
 import torch
 
 from ir import Graph, TensorType, parse
+from ir.infer import Typer
 
+_typers: dict[str, Typer] = {}
 CORPUS: Mapping[str, str] = {p.stem: p.read_text() for p in sorted(Path(__file__).parent.glob("*.ir"))}
 
 
 def load(name: str) -> Graph:
     """A corpus graph with weights."""
     graph = parse(CORPUS[name])
+    graph.typer = _typers.setdefault(name, graph.typer)  # types derived once for all tests
     add_weights(graph)
     return graph
 

@@ -1,0 +1,26 @@
+.PHONY: help check lint types test slow bench format
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/	/'
+
+check: lint types  ## what CI checks before the tests
+
+lint:  ## ruff: style, imports, docstrings
+	ruff check .
+	ruff format --check .
+
+types:  ## mypy, strict
+	mypy
+
+test:  ## every quick test
+	pytest
+
+slow:  ## the tests that take minutes (OpInfo)
+	pytest -m slow -n 2
+
+bench:  ## speed and loss against the peers; needs pip install -e ".[bench]"
+	python -m examples.bench
+
+format:  ## let ruff rewrite
+	ruff check --fix .
+	ruff format .
