@@ -1,12 +1,12 @@
 """Penstock, a compiler for adaptive inference: ``import penstock``.
 
-    result = penstock.compile(model, example_inputs={...}, dynamic_shapes={...})
-    engine = penstock.load(result.path)
-    outputs = engine(input_ids=..., attention_mask=...)
+result = penstock.compile(model, example_inputs={...}, dynamic_shapes={...})
+engine = penstock.load(result.path)
+outputs = engine(input_ids=..., attention_mask=...)
 """
 
 from compiler.capture import capture
-from compiler.compile import CompileResult, Settings, compile  # noqa: A004  (the field's word)
+from compiler.compile import CompileResult, Settings, compile
 from compiler.loaded import InputError, LoadedModel, load
 from compiler.spec import Dim, Metric, ModelSpec
 from ir import Graph, interpret, parse, show, verify

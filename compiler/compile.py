@@ -19,12 +19,14 @@ from compiler.cost import estimate
 from compiler.events import Listener, Phases, silent
 from compiler.instruments import comparing, counting, dumping, pricing, timing, verifying
 from compiler.pipeline import Instrument, PassRecord, Pipeline
-from compiler.recipe import Recipe, recipe as read_recipe
+from compiler.recipe import Recipe
+from compiler.recipe import recipe as read_recipe
 from compiler.reference import Reference, sizes_of
 from compiler.report import build_report, write_report
 from compiler.select import Candidate, Race, chosen_backends
 from compiler.spec import Metric, ModelSpec
-from compiler.targets import Target, target as find_target
+from compiler.targets import Target
+from compiler.targets import target as find_target
 from ir import Fact, Graph, show, verify
 from ir import weights as weight_files
 from ir.copy import copy_graph
@@ -118,7 +120,7 @@ class _Job:
     predicted: dict[str, float] = field(default_factory=dict)
 
 
-def compile(  # noqa: A001  (the field's word, as in torch.compile)
+def compile(
     model: torch.nn.Module | ModelSpec,
     *,
     example_inputs: Mapping[str, Any] | None = None,
@@ -310,16 +312,18 @@ def _race(job: _Job, before_cost: float, folder: Path) -> tuple[list[Candidate],
                 f"no engine stays within a loss of {job.settings.max_loss:g}:\n{reasons}"
                 if lost
                 else f"no engine could be built:\n{reasons}",
-                hint="allow more with --max-loss, or use --recipe fp32" if lost else "penstock doctor says what is missing",
+                hint="allow more with --max-loss, or use --recipe fp32"
+                if lost
+                else "penstock doctor says what is missing",
             )
         race.move(winner, folder)
-        say(f"{winner.name}: {winner.speedup:.2f}x eager at loss {winner.loss.loss:.2g}" if winner.loss else winner.name)
+        say(
+            f"{winner.name}: {winner.speedup:.2f}x eager at loss {winner.loss.loss:.2g}" if winner.loss else winner.name
+        )
     return race.candidates, winner
 
 
-def _publish(
-    job: _Job, folder: Path, before_text: str, candidates: Sequence[Candidate], winner: Candidate
-) -> str:
+def _publish(job: _Job, folder: Path, before_text: str, candidates: Sequence[Candidate], winner: Candidate) -> str:
     graph = job.graphs[winner.variant]
     with job.phases.phase("publish", "write, sync, rename"):
         (folder / artifact.BEFORE).write_text(before_text)
@@ -344,7 +348,12 @@ def _publish(
 
 
 def _result(
-    job: _Job, path: Path | None, identity: str, candidates: Sequence[Candidate], winner: Candidate | None, before: Graph
+    job: _Job,
+    path: Path | None,
+    identity: str,
+    candidates: Sequence[Candidate],
+    winner: Candidate | None,
+    before: Graph,
 ) -> CompileResult:
     goal = ""
     if winner is not None and winner.speedup < 1.0:

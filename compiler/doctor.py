@@ -264,9 +264,7 @@ def _folders() -> Iterator[Finding]:
 
 def _folder(name: str, path: Path, variable: str) -> Finding:
     there = path
-    while (
-        not there.exists() and there != there.parent
-    ):  # a folder to come is made in the nearest one there is
+    while not there.exists() and there != there.parent:  # a folder to come is made in the nearest one there is
         there = there.parent
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
         fix = f"set {variable} to a folder that you may write"

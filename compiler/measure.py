@@ -34,7 +34,8 @@ def interleave(
     Args:
         calls: what to time, by name.
         seconds: stop after about this long, but not before ``least`` rounds.
-        least, most: bounds on the number of rounds.
+        least: rounds at least.
+        most: rounds at most.
     """
     for call in calls.values():  # first calls build caches, pages and thread pools
         call()
@@ -53,8 +54,8 @@ def interleave(
 
 def _summary(times: list[float]) -> Timing:
     ordered = sorted(times)
-    at = lambda share: ordered[min(len(ordered) - 1, round(share * (len(ordered) - 1)))]  # noqa: E731
-    return Timing(statistics.median(ordered), at(0.1), at(0.9), len(ordered))
+    last = len(ordered) - 1
+    return Timing(statistics.median(ordered), ordered[round(0.1 * last)], ordered[round(0.9 * last)], len(ordered))
 
 
 @contextmanager

@@ -19,7 +19,6 @@ from ir import Graph
 from ir import weights as weight_files
 from ir.errors import MissingError, PenstockError, ResourceError, UnsupportedError
 
-
 _TOGETHER = 2 << 30
 
 
@@ -159,7 +158,9 @@ class Race:
         for c in able:
             self._phases.note("engines", f"{c.name}: {_time(c)}")
         self.candidates = [
-            c if c.why or c is best or best is None else replace(c, why=f"slower: {c.speedup:.2f}x, not {best.speedup:.2f}x")
+            c
+            if c.why or c is best or best is None
+            else replace(c, why=f"slower: {c.speedup:.2f}x, not {best.speedup:.2f}x")
             for c in self.candidates
         ]
         return best

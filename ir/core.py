@@ -19,9 +19,9 @@ from ir.ops import RETURN, Op
 from ir.types import TensorType, Type
 from ir.weights import Weights
 
-Literal_: TypeAlias = Union[
-    None, bool, int, float, complex, str, torch.dtype, torch.device, torch.layout, torch.memory_format
-]
+Literal_: TypeAlias = (
+    bool | int | float | complex | str | torch.dtype | torch.device | torch.layout | torch.memory_format | None
+)
 Arg: TypeAlias = Union["Value", Literal_, "tuple[Arg, ...]"]
 """An argument: a value, a literal, or a (nested) tuple of them. Torch lists are tuples here."""
 
@@ -107,9 +107,7 @@ class Node:
     @property
     def pure(self) -> bool:
         """May be dropped when unused: the operator and all within its regions are pure."""
-        return self.op.pure and all(
-            node.pure for region in self.regions for node in region if node.op is not RETURN
-        )
+        return self.op.pure and all(node.pure for region in self.regions for node in region if node.op is not RETURN)
 
     def arg(self, position: int, name: str, default: Arg = None) -> Arg:
         """An argument given by position or by name."""
@@ -340,8 +338,7 @@ class Graph:
         if types is None:
             types = self.typer.infer(node)
         node.results = tuple(
-            Value(t, name if len(types) == 1 else f"{name}_{i}" if name else "", node)
-            for i, t in enumerate(types)
+            Value(t, name if len(types) == 1 else f"{name}_{i}" if name else "", node) for i, t in enumerate(types)
         )
         for value in node.operands:
             value.uses[node] = None

@@ -60,7 +60,7 @@ def is_data_symbol(name: str) -> bool:
     return _DATA_SYMBOL.fullmatch(name) is not None
 
 
-def simplify(expression: "Dim | sympy.Integer") -> Dim:
+def simplify(expression: Dim | sympy.Integer) -> Dim:
     """An ``int`` where the expression is a number."""
     if isinstance(expression, int):
         return expression

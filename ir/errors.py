@@ -74,7 +74,7 @@ class UntrustedError(PenstockError):
     exit_code = 8
 
 
-def nearest(name: str, known: "list[str] | tuple[str, ...]") -> str:
+def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
     """A hint that names the closest known spelling and lists the rest.
 
     >>> nearest("fold-constant", ["fold-constants", "quantize"])

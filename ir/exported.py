@@ -139,7 +139,7 @@ class _Importer:
         if getattr(target, "__name__", "") == "getitem" and isinstance(node.args[0], fx.Node):
             source = env.get(node.args[0])
             if isinstance(source, tuple):
-                env[node] = source[node.args[1]]  # type: ignore[index]
+                env[node] = source[node.args[1]]
                 return
         origin = origin_of(node)
         kind = _REGION_OPS.get(target.name()) if isinstance(target, torch._ops.HigherOrderOperator) else None
@@ -183,11 +183,9 @@ class _Importer:
         else:
             *bodies, carried, closed = node.args
             args = (self._arg(carried, env), self._arg(closed, env))
-        regions = tuple(self._region(getattr(module, str(body.target))) for body in bodies)  # type: ignore[union-attr]
+        regions = tuple(self._region(getattr(module, str(body.target))) for body in bodies)
         types = [self._type(v) for v in node.meta["val"]]
-        made = self._graph.insert(
-            kind, *args, block=block, origin=origin, regions=regions, types=types, name=node.name
-        )
+        made = self._graph.insert(kind, *args, block=block, origin=origin, regions=regions, types=types, name=node.name)
         return made.results
 
     def _region(self, module: fx.GraphModule) -> Block:
@@ -200,7 +198,7 @@ class _Importer:
         return block
 
     def _outputs(self, node: fx.Node, block: Block, env: dict[fx.Node, Any]) -> None:
-        values = [self._arg(a, env) for a in node.args[0]]  # type: ignore[union-attr]
+        values = [self._arg(a, env) for a in node.args[0]]
         if block is not self._graph.body:
             self._graph.returns(*values, block=block)
             return
@@ -227,7 +225,7 @@ class _Importer:
             return value
         if isinstance(arg, (tuple, list)):
             return tuple(self._arg(a, env) for a in arg)
-        return arg  # type: ignore[no-any-return]
+        return arg
 
     def _types(self, operation: Op, value: Any) -> list[Type]:
         if value is None:

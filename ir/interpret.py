@@ -36,9 +36,7 @@ def interpret(
         values.append(source[spec.name])
     with torch.no_grad():
         results = run_block(graph.body, values, watch)
-    return {
-        f"state:{o.name}" if o.kind == "state" else o.name: r for o, r in zip(graph.outputs, results, strict=True)
-    }
+    return {f"state:{o.name}" if o.kind == "state" else o.name: r for o, r in zip(graph.outputs, results, strict=True)}
 
 
 def run_block(block: Block, inputs: Sequence[Any], watch: Watcher | None = None) -> list[Any]:

@@ -10,7 +10,7 @@ import math
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -42,7 +42,7 @@ SYM_OPS: Mapping[str, Callable[..., Any]] = {
     "sym.int": torch.sym_int,
     "sym.float": torch.sym_float,
     "sym.sum": torch.sym_sum,
-    "sym.sqrt": torch._sym_sqrt,  # type: ignore[attr-defined]
+    "sym.sqrt": torch._sym_sqrt,
     "sym.ceil": math.ceil,
     "sym.floor": math.floor,
     "sym.trunc": math.trunc,
@@ -82,7 +82,7 @@ RETURN = Op("return", effects=True)
 _SPECIAL = {op.name: op for op in (COND, WHILE, RETURN)}
 
 
-@lru_cache(maxsize=None)
+@cache
 def op(name: str) -> Op:
     """The operator of that name.
 
@@ -115,7 +115,7 @@ def op(name: str) -> Op:
     return op_of(target)
 
 
-@lru_cache(maxsize=None)
+@cache
 def op_of(target: Callable[..., Any]) -> Op:
     """The Op of a torch OpOverload or of a function on sizes.
 

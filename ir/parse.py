@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from ir.core import Arg, Block, Graph, Node, Origin, Output, Value
-from ir.dims import DimRange, parse_dim
+from ir.dims import Dim, DimRange, parse_dim
 from ir.errors import IRError, ParseError
-from ir.ops import RETURN, op
+from ir.ops import op
 from ir.text import VERSION
 from ir.types import DTYPES, NoneType, ScalarType, TensorType, Type
 
@@ -39,7 +39,10 @@ _CONSTANTS: Mapping[str, Any] = {
     "!inf": float("inf"),
     "!-inf": float("-inf"),
     "!nan": float("nan"),
-    **{f"!{m}": getattr(torch, m) for m in ("contiguous_format", "preserve_format", "channels_last", "channels_last_3d")},
+    **{
+        f"!{m}": getattr(torch, m)
+        for m in ("contiguous_format", "preserve_format", "channels_last", "channels_last_3d")
+    },
     **{f"!{layout}": getattr(torch, layout) for layout in ("strided", "sparse_coo", "sparse_csr")},
 }
 
@@ -114,8 +117,9 @@ class _Line:
             return ScalarType(word)
         raise self.fail(f"not a type: {word!r}")
 
-    def _dims(self, close: str) -> tuple[Any, ...]:
-        depth, start, dims = 0, self.at, []
+    def _dims(self, close: str) -> tuple[Dim, ...]:
+        depth, start = 0, self.at
+        dims: list[Dim] = []
         for index in range(self.at, len(self.text)):
             c = self.text[index]
             if (c == "," or c == close) and depth == 0:
@@ -258,7 +262,7 @@ class _Reader:
             line.take("do")
             regions = tuple(self._region(graph, depth) for _ in range(2))
         if not line.done():
-            raise line.fail(f"unexpected {line.peek() or line.text[line.at:]!r}")
+            raise line.fail(f"unexpected {line.peek() or line.text[line.at :]!r}")
         node = graph.insert(
             operation, *args, block=block, origin=line.origin, regions=regions,
             types=[t for _, t in results], hints=hints, kwargs=kwargs,

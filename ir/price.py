@@ -48,9 +48,7 @@ def price(node: Node, trips: int = 1) -> Price:
     """
     if node.op is COND:
         one, two = (_total(region, trips) for region in node.regions)
-        return _region(
-            node, _max(one[0], two[0]), _max(one[1], two[1]), _max(one[2], two[2]), max(one[3], two[3])
-        )
+        return _region(node, _max(one[0], two[0]), _max(one[1], two[1]), _max(one[2], two[2]), max(one[3], two[3]))
     if node.op is WHILE:
         test, body = (_total(region, trips) for region in node.regions)
         flops, read, written, kernels = (b * trips + t * (trips + 1) for t, b in zip(test, body, strict=True))

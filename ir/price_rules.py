@@ -234,9 +234,7 @@ def _softmax(call: Call) -> Price:
 
 
 def _norm(call: Call) -> Price:
-    per_element = (
-        4 if call.packet == "rms_norm" else 7
-    )  # square, add, scale, weight; also mean, subtract, bias
+    per_element = 4 if call.packet == "rms_norm" else 7  # square, add, scale, weight; also mean, subtract, bias
     return _moved(call, "norm", per_element * call.out.numel)
 
 
@@ -255,9 +253,7 @@ def _gather(call: Call) -> Price:
     return Price("gather", 0, (table, *call.reads[1:]), call.writes, call.out.dtype)
 
 
-def _gemm(
-    call: Call, flops: Dim, work: Gemm | Attention | None, a: int, b: int, kind: str = "matmul"
-) -> Price:
+def _gemm(call: Call, flops: Dim, work: Gemm | Attention | None, a: int, b: int, kind: str = "matmul") -> Price:
     one, two = call.sources[a], call.sources[b]
     eight = (torch.int8, torch.uint8)
     compute = call.tensor(a).dtype
@@ -300,9 +296,7 @@ def _int8_linear(call: Call) -> Price:
 def _einsum(call: Call) -> Price:
     shapes = [call.tensor(i).shape for i in range(len(call.operands))]
     letters, out = subscripts(str(call.arg("equation")), [len(s) for s in shapes])
-    sizes = {
-        c: d for term, s in zip(letters, shapes, strict=True) for c, d in zip(term, s, strict=True) if d != 1
-    }
+    sizes = {c: d for term, s in zip(letters, shapes, strict=True) for c, d in zip(term, s, strict=True) if d != 1}
     if len(letters) == 1:
         return _moved(call, "reduction", call.tensor(0).numel)
     held, flops = letters[0], 0

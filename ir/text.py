@@ -128,4 +128,3 @@ def show_arg(arg: Arg, names: dict[Value, str]) -> str:
             return f"!device({arg})"
         case _:
             return f"!{str(arg).removeprefix('torch.')}"
-

@@ -10,7 +10,7 @@ from ir.core import Block, Graph, Node
 from ir.ops import RETURN
 
 
-def network(graph: Graph | Block) -> "nx.DiGraph[Node]":
+def network(graph: Graph | Block) -> nx.DiGraph[Node]:
     """Nodes of one block; an edge for each value that one makes and another reads."""
     block = graph.body if isinstance(graph, Graph) else graph
     picture: nx.DiGraph[Node] = nx.DiGraph()
@@ -47,6 +47,6 @@ def dominators(graph: Graph | Block) -> dict[Node, Node]:
     return {node: via for node, via in found.items() if node.op is not RETURN}
 
 
-def cut(graph: Graph | Block, first: set[Node]) -> "list[tuple[Node, Node]]":
+def cut(graph: Graph | Block, first: set[Node]) -> list[tuple[Node, Node]]:
     """Edges from a set of nodes to the rest: what a partition must carry across."""
     return list(nx.edge_boundary(network(graph), first))

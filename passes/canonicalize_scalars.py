@@ -84,7 +84,8 @@ def _scalar_form(graph: Graph, node: Node) -> Remark | None:
     overload = "Tensor" if parts[-1] == "Scalar" else "Tensor_mode"
     args, kwargs = node.args, node.kwargs
     if parts[1] in ("add", "sub") and len(args) == 3:  # alpha is keyword-only in the tensor form
-        args, kwargs = args[:2], {**kwargs, "alpha": args[2]}
+        kwargs = {**kwargs, "alpha": args[2]}
+        args = args[:2]
     made = graph.insert(op(f"aten.{parts[1]}.{overload}"), *args, before=node, types=(node.result.type,),
                         name=node.result.name, kwargs=kwargs)  # fmt: skip
     forward(graph, node, made.result)

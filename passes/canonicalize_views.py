@@ -133,6 +133,3 @@ def _compose_permutes(graph: Graph, node: Node) -> Remark | None:
 def _order(node: Node) -> tuple[int, ...] | None:
     order = ints(node.args[1])
     return None if order is None else tuple(a % len(order) for a in order)
-
-
-

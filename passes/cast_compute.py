@@ -132,7 +132,9 @@ def _narrow_weights(graph: Graph) -> None:
         kinds = {c.result.tensor.dtype for c in casts}
         if len(kinds) != 1:
             continue
-        kept = graph.add_param(f"{name}.{kinds.pop()}".replace("torch.", ""), graph.weights[name].to(casts[0].result.tensor.dtype))
+        kept = graph.add_param(
+            f"{name}.{kinds.pop()}".replace("torch.", ""), graph.weights[name].to(casts[0].result.tensor.dtype)
+        )
         for c in casts:
             forward(graph, c, kept)
         graph.drop_argument(value)

@@ -43,7 +43,9 @@ class FoldConstants(Pass):
         if sum(sizes) > self.max_bytes and 2 * sum(sizes) > inward:
             return remark(node, False, f"the result takes {sum(sizes)} bytes, what goes in {inward}")
         read = {v: graph.weights[params[v]] for v in node.operands}
-        results = run_node(node, [_read(a, read) for a in node.args], {k: _read(a, read) for k, a in node.kwargs.items()})
+        results = run_node(
+            node, [_read(a, read) for a in node.args], {k: _read(a, read) for k, a in node.kwargs.items()}
+        )
         for value, tensor in zip(node.results, results, strict=True):
             made = graph.add_param(f"folded.{value.name or node.op.name}", tensor.contiguous())
             params[made] = graph.inputs[made].name

@@ -63,14 +63,16 @@ def _to_norm(graph: Graph, node: Node, x: Value, shifted: Node, mean: Node) -> R
         return remark(node, False, "the last dim is dynamic")
     if x.tensor.dtype not in (torch.float32, torch.float64):
         return remark(node, False, f"it is computed in {x.tensor.dtype}")
-    made = graph.insert(op(RMS_NORM), x, (size,), None, eps, before=node, types=(node.result.type,), name=node.result.name)
+    made = graph.insert(
+        op(RMS_NORM), x, (size,), None, eps, before=node, types=(node.result.type,), name=node.result.name
+    )
     forward(graph, node, made.result)
     drop_chain(graph, mean, shifted)
     return remark(made, True, "five operations are one")
 
 
 def _weight(graph: Graph, node: Node) -> Remark | None:
-    """w * rms_norm(x, None)  ->  rms_norm(x, w)."""
+    """W * rms_norm(x, None)  ->  rms_norm(x, w)."""
     if node.op.name != _MUL:
         return None
     for first, weight in (node.args[:2], node.args[1::-1]):
@@ -91,4 +93,3 @@ def _weight(graph: Graph, node: Node) -> Remark | None:
 
 def _vector(x: Arg) -> object:
     return TensorType(x.tensor.dtype, x.tensor.shape[-1:]) if isinstance(x, Value) else None
-

@@ -47,7 +47,9 @@ def parse_passes(text: str, known: Iterable[type[Pass]]) -> list[Pass]:
     while at < len(text) and text[at:].strip():
         step = _STEP.match(text, at)
         if step is None:
-            raise UsageError(f"cannot read the passes from {text[at:].strip()!r}", hint="write: name{option=value}, name")
+            raise UsageError(
+                f"cannot read the passes from {text[at:].strip()!r}", hint="write: name{option=value}, name"
+            )
         name, options = step.group(1), step.group(2)
         if name not in table:
             raise UsageError(f"there is no pass {name!r}", hint=nearest(name, list(table)))
@@ -63,7 +65,9 @@ def _options(name: str, text: str) -> dict[str, Any]:
     while rest:
         key, equals, rest = rest.partition("=")
         if not equals:
-            raise UsageError(f"option {key.strip()!r} of {name} has no value", hint=f"write {name}{{{key.strip()}=VALUE}}")
+            raise UsageError(
+                f"option {key.strip()!r} of {name} has no value", hint=f"write {name}{{{key.strip()}=VALUE}}"
+            )
         rest = rest.strip()
         try:
             value, end = decoder.raw_decode(rest)

@@ -88,7 +88,7 @@ class Quantize(Pass):
         return said
 
     def _make(
-        self, linears: "dict[Node, _Linear]", seen: dict[Value, Observed], static: bool
+        self, linears: dict[Node, _Linear], seen: dict[Value, Observed], static: bool
     ) -> dict[Node, tuple[Int8Linear | Int8Weight, float]]:
         made: dict[Node, tuple[Int8Linear | Int8Weight, float]] = {}
         if static:

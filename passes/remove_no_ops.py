@@ -90,15 +90,18 @@ def _no_op(graph: Graph, node: Node) -> Remark | None:
         return _take_out(graph, node, "values are never changed in place")
     if name == CAST or name in (RESHAPE, EXPAND):
         return _take_out(graph, node, "it changes nothing")
-    if name == PERMUTE and (order := ints(node.args[1])) is not None:
-        if all(axis % len(order) == place for place, axis in enumerate(order)):
-            return _take_out(graph, node, "it changes nothing")
+    if name == PERMUTE and _in_order(ints(node.args[1])):
+        return _take_out(graph, node, "it changes nothing")
     if name == "aten.slice.Tensor" and _full(node, x):
         return _take_out(graph, node, "it takes everything")
     neutral = {"aten.add.Tensor": 0.0, "aten.sub.Tensor": 0.0, "aten.mul.Tensor": 1.0, "aten.div.Tensor": 1.0}
     if name in neutral and number(node.args[1]) == neutral[name]:
         return _take_out(graph, node, f"{name.split('.')[1]} {neutral[name]:g}")
     return None
+
+
+def _in_order(axes: tuple[int, ...] | None) -> bool:
+    return axes is not None and all(axis % len(axes) == place for place, axis in enumerate(axes))
 
 
 def _full(node: Node, x: Value) -> bool:

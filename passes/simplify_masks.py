@@ -67,8 +67,12 @@ def _never_negative(graph: Graph, node: Node) -> Remark | None:
     if low is None or low > 0:
         return remark(node, False, "the bound is above the start of the range")
     whole = (1,) * node.result.tensor.rank
-    made = graph.insert(op(_TRUE), whole, before=node, kwargs={"dtype": torch.bool}, types=(TensorType(torch.bool, whole),))
-    grown = graph.insert(op(EXPAND), made.result, _shape_of(graph, node, node.args[0]), before=node, types=(node.result.type,))
+    made = graph.insert(
+        op(_TRUE), whole, before=node, kwargs={"dtype": torch.bool}, types=(TensorType(torch.bool, whole),)
+    )
+    grown = graph.insert(
+        op(EXPAND), made.result, _shape_of(graph, node, node.args[0]), before=node, types=(node.result.type,)
+    )
     forward(graph, node, grown.result)
     return remark(grown, True, "a range from 0 is never negative")
 

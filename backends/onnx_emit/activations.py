@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import torch
-
-from backends.onnx_emit.dtypes import Refused
+from backends.onnx_emit.dtypes import Refused, number
 from backends.onnx_emit.pointwise import Emitter, result_type
 from backends.onnx_emit.scope import Scope
 from ir import Arg, Node, Value
@@ -35,17 +33,17 @@ def gelu(s: Scope, node: Node, x: Value, approximate: Arg = "none") -> str:
 
 def leaky_relu(s: Scope, node: Node, x: Value, slope: Arg = 0.01) -> str:
     """``aten.leaky_relu``."""
-    return s.op("LeakyRelu", s[x], alpha=_number(slope))
+    return s.op("LeakyRelu", s[x], alpha=number(slope))
 
 
 def elu(s: Scope, node: Node, x: Value, alpha: Arg = 1, scale: Arg = 1, input_scale: Arg = 1) -> str:
     """``aten.elu``; ONNX knows alpha only."""
     if scale == 1 and input_scale == 1:
-        return s.op("Elu", s[x], alpha=_number(alpha))
+        return s.op("Elu", s[x], alpha=number(alpha))
     dtype = result_type(node)
     zero = s.const(0, dtype)
     grown = s.op("Exp", s.op("Mul", s[x], s.tensor(input_scale, dtype)))
-    below = s.op("Mul", s.op("Sub", grown, s.const(1, dtype)), s.const(_number(alpha) * _number(scale), dtype))
+    below = s.op("Mul", s.op("Sub", grown, s.const(1, dtype)), s.const(number(alpha) * number(scale), dtype))
     return s.op("Where", s.op("Greater", s[x], zero), s.op("Mul", s[x], s.tensor(scale, dtype)), below)
 
 
@@ -56,7 +54,7 @@ def selu(s: Scope, node: Node, x: Value) -> str:
 
 def celu(s: Scope, node: Node, x: Value, alpha: Arg = 1.0) -> str:
     """``aten.celu``."""
-    return s.op("Celu", s[x], alpha=_number(alpha))
+    return s.op("Celu", s[x], alpha=number(alpha))
 
 
 def softplus(s: Scope, node: Node, x: Value, beta: Arg = 1, threshold: Arg = 20) -> str:
@@ -121,7 +119,7 @@ def logit(s: Scope, node: Node, x: Value, eps: Arg = None) -> str:
     dtype = result_type(node)
     name = s.tensor(x, dtype)
     if eps is not None:
-        name = s.op("Min", s.op("Max", name, s.tensor(eps, dtype)), s.const(1 - _number(eps), dtype))
+        name = s.op("Min", s.op("Max", name, s.tensor(eps, dtype)), s.const(1 - number(eps), dtype))
     return s.op("Log", s.op("Div", name, s.op("Sub", s.const(1, dtype), name)))
 
 
@@ -140,12 +138,12 @@ def softmax(log: bool = False) -> Emitter:
 
 def softshrink(s: Scope, node: Node, x: Value, lambd: Arg = 0.5) -> str:
     """``aten.softshrink``."""
-    return s.op("Shrink", s[x], lambd=_number(lambd), bias=_number(lambd))
+    return s.op("Shrink", s[x], lambd=number(lambd), bias=number(lambd))
 
 
 def hardshrink(s: Scope, node: Node, x: Value, lambd: Arg = 0.5) -> str:
     """``aten.hardshrink``."""
-    return s.op("Shrink", s[x], lambd=_number(lambd), bias=0.0)
+    return s.op("Shrink", s[x], lambd=number(lambd), bias=0.0)
 
 
 def erfc(s: Scope, node: Node, x: Value) -> str:
@@ -161,12 +159,6 @@ def sinc(s: Scope, node: Node, x: Value) -> str:
     at_zero = s.op("Equal", angle, s.const(0, dtype))
     one = s.const(1, dtype)
     return s.op("Where", at_zero, one, s.op("Div", s.op("Sin", angle), s.op("Where", at_zero, one, angle)))
-
-
-def _number(arg: Arg) -> float:
-    if isinstance(arg, (int, float)):
-        return float(arg)
-    raise Refused("needs a fixed number")
 
 
 ACTIVATIONS: Mapping[str, Emitter] = {

@@ -8,10 +8,12 @@ from collections.abc import Mapping
 import torch
 
 from backends.onnx_emit.create import triangle_mask
-from backends.onnx_emit.dtypes import Refused
+from backends.onnx_emit.dtypes import Refused, number
 from backends.onnx_emit.pointwise import Emitter, result_type
-from backends.onnx_emit.scope import Scope
+from backends.onnx_emit.scope import MICROSOFT, Scope
 from ir import Arg, Node, Value
+
+_LOWEST = torch.finfo(torch.float32).min
 
 
 def attention(
@@ -27,8 +29,10 @@ def attention(
             raise Refused("attention over a head size that is known only when it runs")
         scale = 1.0 / math.sqrt(width)
     dtype = result_type(node)
-    query, key, value = s[q], s[k], s[v]
     groups = _groups(q, k) if enable_gqa else 1
+    if s.flavor == "onnxruntime" and groups == 1 and _fits_kernel(q, k, v, mask, bool(is_causal)):
+        return _kernel(s, q, k, v, mask, number(scale))
+    query, key, value = s[q], s[k], s[v]
     if groups > 1:
         query, key, value = _share_heads(s, q, k, v, groups)
     scores = s.op("MatMul", query, s.transpose(key, _swap(q.tensor.rank + (groups > 1))))
@@ -47,6 +51,46 @@ def attention(
             "Reshape", result, s.join([*(s.size_of(q, i) for i in range(rank - 1)), s.size_of(v, -1)])
         )  # fmt: skip
     return result
+
+
+def _fits_kernel(q: Value, k: Value, v: Value, mask: Arg, causal: bool) -> bool:
+    """Whether ONNX Runtime's attention kernel does this: f32, fixed heads, a mask per key or per pair."""
+    sizes = (*q.tensor.shape[1::2], *k.tensor.shape[1::2], *v.tensor.shape[1::2])
+    if q.tensor.rank != 4 or q.tensor.dtype != torch.float32 or not all(isinstance(d, int) for d in sizes):
+        return False
+    if causal or not isinstance(mask, Value):
+        return not causal
+    shape = mask.tensor.shape
+    return len(shape) == 4 and (_per_key(q, k, mask) or shape[-2:] == (q.tensor.shape[-2], k.tensor.shape[-2]))
+
+
+def _per_key(q: Value, k: Value, mask: Value) -> bool:
+    want = (q.tensor.shape[0], 1, 1, k.tensor.shape[-2])
+    return mask.tensor.dtype == torch.bool and mask.tensor.shape == want
+
+
+def _kernel(s: Scope, q: Value, k: Value, v: Value, mask: Arg, scale: float) -> str:
+    """``com.microsoft.MultiHeadAttention``: heads side by side, as the linears around it have them."""
+    (batch, heads, rows, _), width = q.tensor.shape, v.tensor.shape[-1]
+    sides = []
+    for value in (q, k, v):
+        n, h, m, d = value.tensor.shape
+        sides.append(s.reshape(s.transpose(s[value], (0, 2, 1, 3)), (n, m, h, d), (n, m, h * d)))
+    bias = keys = kept = None
+    if isinstance(mask, Value):
+        bias, kept = _bias(s, q, k, mask, False, torch.float32)
+        if _per_key(q, k, mask):
+            flat = s.reshape(s[mask], mask.tensor.shape, (mask.tensor.shape[0], mask.tensor.shape[3]))
+            bias, keys = None, s.cast(flat, torch.bool, torch.int32)
+    made = s.op(
+        "MultiHeadAttention", *sides, None, keys, bias, domain=MICROSOFT, num_heads=heads, scale=scale,
+        mask_filter_value=_LOWEST,
+    )  # fmt: skip
+    made = s.reshape(made, (batch, rows, heads * width), (batch, rows, heads, width))
+    if kept is not None:
+        made = s.op("Mul", made, s.transpose(kept, (0, 2, 1, 3)))
+        # stays a view of the flat form, which is what the next linear reads
+    return s.transpose(made, (0, 2, 1, 3))
 
 
 def _fixed(node: Node) -> bool:
@@ -90,9 +134,7 @@ def _group_mask(s: Scope, name: str | None, mask: Arg, groups: int) -> str | Non
     return s.op("Reshape", name, s.join([*lead, s.ints(heads // groups, groups), tail]))
 
 
-def _bias(
-    s: Scope, q: Value, k: Value, mask: Arg, causal: bool, dtype: torch.dtype
-) -> tuple[str | None, str | None]:
+def _bias(s: Scope, q: Value, k: Value, mask: Arg, causal: bool, dtype: torch.dtype) -> tuple[str | None, str | None]:
     """What is added to the scores, and a factor that is 0 for rows with nothing to attend to."""
     if causal:
         if mask is not None:

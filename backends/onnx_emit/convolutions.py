@@ -190,7 +190,14 @@ def nearest(exact: bool = False) -> Emitter:
     def emit(s: Scope, node: Node, x: Value, size: Arg, *scales: Arg) -> str:
         factors = scales[0] if len(scales) == 1 else None
         return _resize(
-            s, node, x, size, factors, mode="nearest", coordinate_transformation_mode=how[0], nearest_mode=how[1]
+            s,
+            node,
+            x,
+            size,
+            factors,
+            mode="nearest",
+            coordinate_transformation_mode=how[0],
+            nearest_mode=how[1],
         )
 
     return emit

@@ -32,7 +32,7 @@ SCALARS: Mapping[str, torch.dtype] = {"int": torch.int64, "float": torch.float64
 """What a number made while the model runs is kept as: as wide as Python's."""
 
 
-class Refused(Exception):  # noqa: N818  (a control signal; the reader sees an Unsupported)
+class Refused(Exception):
     """An operator, or one use of it, has no ONNX form here; the text says what is missing."""
 
 
@@ -78,3 +78,10 @@ def _stand_in(arg: Arg) -> torch.Tensor | bool | int | float:
 def widest(dtypes: tuple[torch.dtype, ...]) -> torch.dtype:
     """The common type of tensors that are joined."""
     return reduce(torch.promote_types, dtypes)
+
+
+def number(arg: Arg) -> float:
+    """A number that is known when compiling."""
+    if isinstance(arg, (int, float)):
+        return float(arg)
+    raise Refused("needs a number that is known when compiling")

@@ -10,11 +10,12 @@ import torch
 from onnx import GraphProto, helper
 
 from backends.base import WEIGHTS_FILE, Unsupported
-from backends.payload import RENAMED
 from backends.onnx_emit.dtypes import Refused
 from backends.onnx_emit.flow import conditional, loop, proto_type
+from backends.onnx_emit.kernels import type_fault
 from backends.onnx_emit.scope import MICROSOFT, Emission, Scope
 from backends.onnx_emit.table import EMITTERS, IGNORED
+from backends.payload import RENAMED
 from ir import COND, RETURN, WHILE, Arg, Block, Graph, Node, TensorType, Value
 from ir.errors import UnsupportedError
 from ir.weights import layout
@@ -25,7 +26,10 @@ _KEPT = {bool: torch.bool, int: torch.int64, float: torch.float64}
 
 
 def emit(
-    graph: Graph, spans: Mapping[str, tuple[int, int]], flavor: str = "portable", weights_file: str = WEIGHTS_FILE
+    graph: Graph,
+    spans: Mapping[str, tuple[int, int]],
+    flavor: str = "portable",
+    weights_file: str = WEIGHTS_FILE,
 ) -> onnx.ModelProto:
     """The ONNX model of a graph.
 
@@ -155,14 +159,13 @@ class _Writer:
                 return loop(scope, node, self.block)
             if node.op.name not in EMITTERS:
                 raise Refused("no ONNX form is known; write it with other operators")
+            if why := type_fault(scope.flavor, node):
+                raise Refused(why)
             made = EMITTERS[node.op.name](scope, node, *_positional(node))
         except Refused as refused:
             self.faults.append(Unsupported(node.op.name, str(node.origin), str(refused)))
             return [f"missing.{i}" for i in range(count)]
         return [made] if isinstance(made, str) else list(made)
-
-
-
 
 
 def _positional(node: Node) -> list[Arg]:

@@ -100,7 +100,9 @@ def index(s: Scope, node: Node, x: Value, indices: tuple[Arg, ...]) -> str:
     return made
 
 
-def index_put(s: Scope, node: Node, x: Value, indices: tuple[Arg, ...], values: Value, add: Arg = False, *_: Arg) -> str:
+def index_put(
+    s: Scope, node: Node, x: Value, indices: tuple[Arg, ...], values: Value, add: Arg = False, *_: Arg
+) -> str:
     """``x[i, j] = v`` on a copy."""
     first = indices[0]
     masked = len(indices) == 1 and isinstance(first, Value) and first.tensor.dtype == torch.bool
@@ -180,8 +182,16 @@ def index_copy(s: Scope, node: Node, x: Value, dim: int, index_: Value, source: 
 def index_fill(s: Scope, node: Node, x: Value, dim: int, index_: Value, value: Arg) -> str:
     """Write one number into slices."""
     axis = dim % x.tensor.rank
-    hit = s.op("Equal", s.op("Unsqueeze", count(s, s.size_of(x, axis)), s.ints(1)), s.op("Reshape", s[index_], s.ints(1, -1)))
-    hit = s.cast(s.op("ReduceMax", s.cast(hit, torch.bool, torch.int32), s.ints(1), keepdims=0), torch.int32, torch.bool)
+    hit = s.op(
+        "Equal",
+        s.op("Unsqueeze", count(s, s.size_of(x, axis)), s.ints(1)),
+        s.op("Reshape", s[index_], s.ints(1, -1)),
+    )
+    hit = s.cast(
+        s.op("ReduceMax", s.cast(hit, torch.bool, torch.int32), s.ints(1), keepdims=0),
+        torch.int32,
+        torch.bool,
+    )
     hit = s.op("Reshape", hit, s.ints(-1, *[1] * (x.tensor.rank - axis - 1)))
     return s.op("Where", hit, s.tensor(value, x.tensor.dtype), s[x])
 
@@ -198,7 +208,14 @@ def select_scatter(s: Scope, node: Node, x: Value, source: Value, dim: int, at: 
 
 
 def slice_scatter(
-    s: Scope, node: Node, x: Value, source: Value, dim: Arg = 0, start: Arg = None, end: Arg = None, step: Arg = 1
+    s: Scope,
+    node: Node,
+    x: Value,
+    source: Value,
+    dim: Arg = 0,
+    start: Arg = None,
+    end: Arg = None,
+    step: Arg = 1,
 ) -> str:
     """``x`` with a range replaced: the places are what the same slice of ``0 .. size - 1`` gives."""
     assert isinstance(dim, int)
@@ -263,7 +280,9 @@ def searchsorted(s: Scope, node: Node, edges: Value, x: Value, *args: Arg) -> st
         raise Refused("searchsorted with several rows, a side or a sorter")
     dtype = promoted(x, edges)
     below = s.op(
-        "LessOrEqual" if right else "Less", s.tensor(edges, dtype), s.op("Unsqueeze", s.tensor(x, dtype), s.ints(-1))
+        "LessOrEqual" if right else "Less",
+        s.tensor(edges, dtype),
+        s.op("Unsqueeze", s.tensor(x, dtype), s.ints(-1)),
     )
     made = s.op("ReduceSum", s.cast(below, torch.bool, _I64), s.ints(-1), keepdims=0)
     return s.cast(made, _I64, result_type(node))

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from backends.onnx_emit.dtypes import Refused
+from backends.onnx_emit.dtypes import Refused, number
 from backends.onnx_emit.pointwise import Emitter, result_type
 from backends.onnx_emit.scope import Scope
 from ir import Arg, Node, Value
@@ -43,7 +43,7 @@ def layer_norm(
 def rms_norm(s: Scope, node: Node, x: Value, shape: tuple[Arg, ...], weight: Arg = None, eps: Arg = None) -> str:
     """``x / sqrt(mean(x * x) + eps) * weight``; the half precisions are computed in f32, as torch does."""
     dtype, count = result_type(node), len(shape)
-    least = torch.finfo(dtype).eps if eps is None else float(eps)  # type: ignore[arg-type]
+    least = torch.finfo(dtype).eps if eps is None else number(eps)
     wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
     name = s.cast(s[x], dtype, wide)
     axes = s.ints(*range(-count, 0))
@@ -55,7 +55,14 @@ def rms_norm(s: Scope, node: Node, x: Value, shape: tuple[Arg, ...], weight: Arg
 
 
 def group_norm(
-    s: Scope, node: Node, x: Value, groups: int, weight: Arg = None, bias: Arg = None, eps: float = 1e-5, *_: Arg
+    s: Scope,
+    node: Node,
+    x: Value,
+    groups: int,
+    weight: Arg = None,
+    bias: Arg = None,
+    eps: float = 1e-5,
+    *_: Arg,
 ) -> str:
     """Instance norm over groups of channels, then scale and shift per channel: the form engines fuse."""
     dtype = result_type(node)
@@ -90,7 +97,7 @@ def _inference(
         raise Refused("batch norm without running statistics")
     dtype = mean.tensor.dtype
     scale = s[weight] if isinstance(weight, Value) else _ones(s, mean.tensor.shape, dtype)
-    shift = s[bias] if isinstance(bias, Value) else s.const(torch.zeros(mean.tensor.shape), dtype)  # type: ignore[arg-type]
+    shift = s[bias] if isinstance(bias, Value) else s.const(torch.zeros(mean.tensor.shape), dtype)
     made = s.op("BatchNormalization", s[x], scale, shift, s[mean], s[variance], epsilon=eps)
     if len(node.results) > 1 and any(v.uses for v in node.results[1:]):
         raise Refused("the statistics of a batch norm")
@@ -108,7 +115,15 @@ def batch_norm(
 
 
 def batch_norm_inference(
-    s: Scope, node: Node, x: Value, weight: Arg, bias: Arg, mean: Arg, variance: Arg, momentum: Arg, eps: float
+    s: Scope,
+    node: Node,
+    x: Value,
+    weight: Arg,
+    bias: Arg,
+    mean: Arg,
+    variance: Arg,
+    momentum: Arg,
+    eps: float,
 ) -> Any:
     """``_native_batch_norm_legit_no_training``."""
     return _inference(s, node, x, weight, bias, mean, variance, eps)

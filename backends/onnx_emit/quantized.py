@@ -41,14 +41,24 @@ def int8_linear_static(
         wide, step = s.op("Mul", wide, s.root.op("Reciprocal", step)), s.const(1, _F32)
     zero, one = s.const(x_zero, torch.uint8), s.const(1, _F32)
     content = s.op("QuantizeLinear", wide, step, zero)
-    matrix, added = s.transpose(s[weight], (1, 0)), s[bias] if isinstance(bias, Value) else None
+    added = s[bias] if isinstance(bias, Value) else None
     if s.flavor == "onnxruntime":
         made = s.op(
-            "MatMulIntegerToFloat", content, matrix, one, s[scale], zero, None, added, domain=MICROSOFT
+            "MatMulIntegerToFloat",
+            content,
+            s.transpose(s[weight], (1, 0)),
+            one,
+            s[scale],
+            zero,
+            None,
+            added,
+            domain=MICROSOFT,
         )
         return s.cast(made, _F32, dtype)
     left = s.op("DequantizeLinear", content, one, zero)
-    made = s.op("MatMul", left, s.root.op("DequantizeLinear", matrix, s[scale], axis=1))
+    # OpenVINO's own orientation: dequantized along the rows, then transposed
+    wide_weight = s.root.op("DequantizeLinear", s[weight], s[scale], axis=0)
+    made = s.op("MatMul", left, s.transpose(wide_weight, (1, 0)))
     return s.cast(made if added is None else s.op("Add", made, added), _F32, dtype)
 
 
@@ -81,7 +91,16 @@ def dequantize(s: Scope, node: Node, x: Value, scale: Arg, zero: Arg, low: Arg, 
 
 
 def dequantize_channels(
-    s: Scope, node: Node, x: Value, scales: Value, zeros: Arg, axis: int, low: Arg, high: Arg, dtype: Arg, *_: Arg
+    s: Scope,
+    node: Node,
+    x: Value,
+    scales: Value,
+    zeros: Arg,
+    axis: int,
+    low: Arg,
+    high: Arg,
+    dtype: Arg,
+    *_: Arg,
 ) -> str:
     """``dequantize_per_channel``; weights of linears are transposed before, see ``transposed_weight``."""
     made = _channels(s, s[x], scales, zeros, axis % x.tensor.rank, x)
@@ -102,9 +121,9 @@ def transposed_weight(s: Scope, weight: Value) -> str:
     node = weight.producer
     if node is not None and node.op.name == "quantized_decomposed.dequantize_per_channel.default":
         x, scales, zeros, axis = node.args[0], node.args[1], node.args[2], node.args[3]
-        if isinstance(x, Value) and isinstance(scales, Value) and isinstance(axis, int) and s.is_constant(s[x]):
-            if result_type(node) == _F32:
-                return _channels(s, s.transpose(s[x], (1, 0)), scales, zeros, 1 - axis % 2, x)
+        known = isinstance(x, Value) and isinstance(scales, Value) and isinstance(axis, int)
+        if known and s.is_constant(s[x]) and result_type(node) == _F32:
+            return _channels(s, s.transpose(s[x], (1, 0)), scales, zeros, 1 - axis % 2, x)
     return s.transpose(s[weight], (1, 0))
 
 

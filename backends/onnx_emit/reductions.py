@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import torch
 
-from backends.onnx_emit.dtypes import Refused
-from backends.onnx_emit.pointwise import Emitter, result_type
+from backends.onnx_emit.dtypes import Refused, number
+from backends.onnx_emit.pointwise import Emitter, result_type, wider
 from backends.onnx_emit.scope import Scope
 from ir import Arg, Node, Value
 
@@ -20,7 +20,7 @@ def _axes(s: Scope, x: Value, dim: Arg) -> str | None:
     if dim is None or dim == ():
         return None
     dims = dim if isinstance(dim, tuple) else (dim,)
-    return s.ints(*(int(d) % max(x.tensor.rank, 1) for d in dims))  # type: ignore[arg-type]
+    return s.ints(*(int(d) % max(x.tensor.rank, 1) for d in dims))
 
 
 def reduce(s: Scope, kind: str, name: str, axes: str | None, keep: Arg, rank: int) -> str:
@@ -28,12 +28,17 @@ def reduce(s: Scope, kind: str, name: str, axes: str | None, keep: Arg, rank: in
     return s.op(kind, name, axes, keepdims=int(bool(keep))) if rank else name
 
 
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.int32 if dtype == torch.bool else wider(dtype)
+
+
 def summed(kind: str) -> Emitter:
     """``sum``, ``prod``, ``mean``, ``amax``, ``amin`` over the dims given."""
 
     def emit(s: Scope, node: Node, x: Value, dim: Arg = None, keep: Arg = False, *_: Arg) -> str:
-        name = s.tensor(x, result_type(node))
-        return reduce(s, kind, name, _axes(s, x, dim), keep, x.tensor.rank)
+        dtype = result_type(node)
+        name = s.cast(s.tensor(x, dtype), dtype, _wide(dtype))
+        return s.cast(reduce(s, kind, name, _axes(s, x, dim), keep, x.tensor.rank), _wide(dtype), dtype)
 
     return emit
 
@@ -42,7 +47,9 @@ def summed_all(kind: str) -> Emitter:
     """The same over everything; a second argument is the type, which the result says."""
 
     def emit(s: Scope, node: Node, x: Value, *_: Arg) -> str:
-        return reduce(s, kind, s.tensor(x, result_type(node)), None, False, x.tensor.rank)
+        dtype = result_type(node)
+        name = s.cast(s.tensor(x, dtype), dtype, _wide(dtype))
+        return s.cast(reduce(s, kind, name, None, False, x.tensor.rank), _wide(dtype), dtype)
 
     return emit
 
@@ -91,7 +98,7 @@ def place(kind: str) -> Emitter:
 def _ordered(s: Scope, x: Value) -> tuple[str, torch.dtype]:
     """An operand in a type that ONNX engines can order."""
     have = x.tensor.dtype
-    want = torch.int32 if have in (torch.bool, torch.uint8, torch.int8, torch.int16) else have
+    want = _wide(have)
     return s.cast(s[x], have, want), want
 
 
@@ -127,7 +134,7 @@ def deviation(root: bool, with_mean: bool = False, form: str = "correction") -> 
             if form == "dim":
                 correction = 1.0 if second is None or second else 0.0
             else:
-                correction = 1.0 if second is None else float(second)  # type: ignore[arg-type]
+                correction = 1.0 if second is None else number(second)
         made, mean = _variance(s, x, dim, correction, keep)
         made = s.op("Sqrt", made) if root else made
         return (made, mean) if with_mean else made
@@ -151,7 +158,7 @@ def vector_norm(s: Scope, node: Node, x: Value, order: Arg = 2, dim: Arg = None,
         bits = s.cast(s.tensor(x, torch.bool), torch.bool, dtype)
         return reduce(s, "ReduceSum", bits, axes, keep, rank)
     powers = reduce(s, "ReduceSum", s.op("Pow", size, s.tensor(order, dtype)), axes, keep, rank)
-    return s.op("Pow", powers, s.const(1 / float(order), dtype))  # type: ignore[arg-type]
+    return s.op("Pow", powers, s.const(1 / number(order), dtype))
 
 
 def log_sum_exp(s: Scope, node: Node, x: Value, dim: Arg, keep: Arg = False) -> str:
@@ -218,9 +225,11 @@ def histogram(s: Scope, node: Node, x: Value, bins: int = 100, low: Arg = 0, hig
         raise Refused("histc over a range that the data decides; give min and max")
     dtype = result_type(node)
     flat = s.op("Reshape", s.cast(s[x], x.tensor.dtype, dtype), s.ints(-1))
-    low_, high_ = float(low), float(high)  # type: ignore[arg-type]
+    low_, high_ = number(low), number(high)
     inside = s.op(
-        "And", s.op("GreaterOrEqual", flat, s.const(low_, dtype)), s.op("LessOrEqual", flat, s.const(high_, dtype))
+        "And",
+        s.op("GreaterOrEqual", flat, s.const(low_, dtype)),
+        s.op("LessOrEqual", flat, s.const(high_, dtype)),
     )
     scaled = s.op("Mul", s.op("Sub", flat, s.const(low_, dtype)), s.const(bins / (high_ - low_), dtype))
     bin_ = s.op("Min", s.op("Floor", scaled), s.const(bins - 1, dtype))

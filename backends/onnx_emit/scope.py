@@ -6,21 +6,22 @@ for a mask, a transposed weight or a quantized activation as often as they like.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import onnx
 import sympy
 import torch
 from onnx import NodeProto, TensorProto, helper
 
-from backends.onnx_emit.dtypes import SCALARS, Refused, dtype_of, onnx_type
+from backends.onnx_emit.dtypes import Refused, dtype_of, onnx_type
 from ir import Arg, Dim, Graph, ScalarType, TensorType, Value
 from ir.weights import raw_bytes
 
 MICROSOFT = "com.microsoft"
 LONGEST = 2**63 - 1
+_Found = TypeVar("_Found")
 
 
 @dataclass
@@ -64,6 +65,7 @@ class Scope:
         self.nodes: list[NodeProto] = []
         self._made: dict[object, tuple[str, ...]] = {}
         self._permutations: dict[str, tuple[str, tuple[int, ...]]] = {}
+        self._reshapes: dict[str, tuple[str, tuple[Dim, ...]]] = {}
 
     @property
     def root(self) -> Scope:
@@ -88,11 +90,9 @@ class Scope:
             read.pop()
         given = {key: value for key, value in attributes.items() if value is not None}
         key = (kind, domain, tuple(read), count, repr(sorted(given.items())))
-        scope: Scope | None = self
-        while scope is not None:
-            if key in scope._made:
-                return scope._made[key]
-            scope = scope.outer
+        known = self._found(lambda scope: scope._made.get(key))
+        if known is not None:
+            return known
         results = tuple(self.emission.fresh(f"{kind}.{i}" if i else kind) for i in range(count))
         self.nodes.append(helper.make_node(kind, read, results, name=results[0], domain=domain, **given))
         self._made[key] = results
@@ -242,8 +242,17 @@ class Scope:
         """Give a tensor another shape, with a constant shape wherever the types allow one."""
         if tuple(have) == tuple(want):
             return name
+        before = self._found(lambda scope: scope._reshapes.get(name))
+        if before is not None and before[1] == tuple(want):  # there and back
+            return before[0]
+        made = self._reshape(name, have, want, given)
+        self._reshapes[made] = (name, tuple(have))
+        return made
+
+    def _reshape(self, name: str, have: Sequence[Dim], want: Sequence[Dim], given: Sequence[Arg]) -> str:
         if 0 in want:
-            return self.op("Reshape", name, self.vector([d if isinstance(d, int) else given[i] for i, d in enumerate(want)]), allowzero=1)
+            sizes = [d if isinstance(d, int) else given[i] for i, d in enumerate(want)]
+            return self.op("Reshape", name, self.vector(sizes), allowzero=1)
         entries: list[int | None] = []
         for index, dim in enumerate(want):
             if isinstance(dim, int):
@@ -269,7 +278,7 @@ class Scope:
 
     def transpose(self, name: str, order: Sequence[int]) -> str:
         """Permute; a weight is permuted once for the whole model, where engines fold it."""
-        before = self._permuted(name)
+        before = self._found(lambda scope: scope._permutations.get(name))
         if before is not None:  # two permutations are one, or none
             name, first = before
             order = [first[axis] for axis in order]
@@ -280,15 +289,11 @@ class Scope:
         scope._permutations[made] = (name, tuple(order))
         return made
 
-    def _permuted(self, name: str) -> tuple[str, tuple[int, ...]] | None:
+    def _found(self, look: Callable[[Scope], _Found | None]) -> _Found | None:
+        """What this scope or one around it knows."""
         scope: Scope | None = self
         while scope is not None:
-            if name in scope._permutations:
-                return scope._permutations[name]
+            if (found := look(scope)) is not None:
+                return found
             scope = scope.outer
         return None
-
-    def scalar_type(self, value: Value) -> torch.dtype:
-        """What a number is kept as."""
-        assert isinstance(value.type, ScalarType)
-        return SCALARS[value.type.kind]

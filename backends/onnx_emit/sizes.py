@@ -27,7 +27,9 @@ def _number(s: Scope, arg: Arg, dtype: torch.dtype) -> str:
 
 
 def _common(*args: Arg) -> torch.dtype:
-    kinds = [dtype_of(a) if isinstance(a, Value) else torch.float64 if isinstance(a, float) else torch.int64 for a in args]
+    kinds = [
+        dtype_of(a) if isinstance(a, Value) else torch.float64 if isinstance(a, float) else torch.int64 for a in args
+    ]
     return torch.float64 if torch.float64 in kinds else torch.int64
 
 

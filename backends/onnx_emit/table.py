@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from backends.onnx_emit.activations import ACTIVATIONS
+from backends.onnx_emit.arithmetic import ARITHMETIC
 from backends.onnx_emit.attention import ATTENTION
 from backends.onnx_emit.convolutions import CONVOLUTIONS
 from backends.onnx_emit.create import CREATE
@@ -18,7 +19,7 @@ from backends.onnx_emit.sizes import SIZES
 from backends.onnx_emit.views import VIEWS
 
 FAMILIES = (
-    POINTWISE, ACTIVATIONS, VIEWS, SIZES, CREATE, PRODUCTS, CONVOLUTIONS, ATTENTION, NORMS, REDUCTIONS, INDEXING,
+    POINTWISE, ARITHMETIC, ACTIVATIONS, VIEWS, SIZES, CREATE, PRODUCTS, CONVOLUTIONS, ATTENTION, NORMS, REDUCTIONS, INDEXING,
     QUANTIZED,
 )  # fmt: skip
 EMITTERS: Mapping[str, Emitter] = {name: emit for family in FAMILIES for name, emit in family.items()}

@@ -12,7 +12,6 @@ from backends.onnx_emit.pointwise import Emitter
 from backends.onnx_emit.scope import LONGEST, Scope
 from ir import Arg, Dim, Node, TensorType, Value
 
-
 _I64 = torch.int64
 
 
@@ -91,8 +90,8 @@ def transpose_matrix(s: Scope, node: Node, x: Value) -> str:
 def movedim(s: Scope, node: Node, x: Value, source: Arg, destination: Arg) -> str:
     """``aten.movedim``."""
     rank = x.tensor.rank
-    sources = [int(d) % rank for d in (source if isinstance(source, tuple) else (source,))]  # type: ignore[arg-type]
-    targets = [int(d) % rank for d in (destination if isinstance(destination, tuple) else (destination,))]  # type: ignore[arg-type]
+    sources = [int(d) % rank for d in (source if isinstance(source, tuple) else (source,))]
+    targets = [int(d) % rank for d in (destination if isinstance(destination, tuple) else (destination,))]
     order = [-1] * rank
     for a, b in zip(sources, targets, strict=True):
         order[b] = a
@@ -147,7 +146,7 @@ def narrow(s: Scope, node: Node, x: Value, dim: int, start: Arg, length: Arg) ->
     """``length`` elements from ``start``."""
     axis = dim % x.tensor.rank
     begin = s.vector([start])
-    if isinstance(start, Value) and isinstance(start.type, TensorType) or (isinstance(start, int) and start < 0):
+    if (isinstance(start, Value) and isinstance(start.type, TensorType)) or (isinstance(start, int) and start < 0):
         size = s.size_of(x, axis)
         begin = s.op("Where", s.op("Less", begin, s.ints(0)), s.op("Add", begin, size), begin)
     if s.is_constant(begin) and isinstance(length, int):
@@ -171,7 +170,7 @@ def split(s: Scope, node: Node, x: Value, sizes: Arg, dim: int = 0) -> tuple[str
     if len(parts) == 1:
         return (s[x],)
     if all(isinstance(p, int) for p in parts):
-        lengths = s.ints(*parts)  # type: ignore[arg-type]
+        lengths = s.ints(*parts)
     elif isinstance(sizes, tuple):
         lengths = s.vector(sizes)
     else:
@@ -240,7 +239,14 @@ def flip(s: Scope, node: Node, x: Value, dims: tuple[int, ...]) -> str:
         return s[x]
     axes = [d % x.tensor.rank for d in dims]
     count = len(axes)
-    return s.op("Slice", s[x], s.ints(*[-1] * count), s.ints(*[-LONGEST] * count), s.ints(*axes), s.ints(*[-1] * count))
+    return s.op(
+        "Slice",
+        s[x],
+        s.ints(*[-1] * count),
+        s.ints(*[-LONGEST] * count),
+        s.ints(*axes),
+        s.ints(*[-1] * count),
+    )
 
 
 def roll(s: Scope, node: Node, x: Value, shifts: Arg, dims: Arg = ()) -> str:
@@ -251,7 +257,7 @@ def roll(s: Scope, node: Node, x: Value, shifts: Arg, dims: Arg = ()) -> str:
     if not axes:
         name = s.op("Reshape", name, s.ints(-1))
     for index, by in enumerate(moves):
-        axis = int(axes[index]) % x.tensor.rank if axes else 0  # type: ignore[arg-type]
+        axis = int(axes[index]) % x.tensor.rank if axes else 0
         if not isinstance(by, int):
             raise Refused("rolls by a size; roll by a number")
         size = shape[axis] if axes else x.tensor.numel
@@ -292,14 +298,14 @@ def unfold(s: Scope, node: Node, x: Value, dim: int, size: int, step: int) -> st
     rank = x.tensor.rank
     axis = dim % rank if rank else 0
     count = s.op("Div", s.op("Sub", s.size_of(x, axis), s.ints(size)), s.ints(step))
-    starts = s.op("Range", s.const(0, _I64), s.op("Squeeze", s.op("Add", count, s.ints(1)), s.ints(0)), s.const(1, _I64))
+    starts = s.op(
+        "Range", s.const(0, _I64), s.op("Squeeze", s.op("Add", count, s.ints(1)), s.ints(0)), s.const(1, _I64)
+    )
     starts = s.op("Unsqueeze", s.op("Mul", starts, s.const(step, _I64)), s.ints(1))
     places = s.op("Add", starts, s.ints(*range(size)))
     windows = s.op("Gather", s[x], places, axis=axis)
     order = [d for d in range(rank + 1) if d != axis + 1] + [axis + 1]
     return s.transpose(windows, order)
-
-
 
 
 VIEWS: Mapping[str, Emitter] = {

@@ -101,9 +101,7 @@ def build_report(
 # --- the verdict ---------------------------------------------------------------------------------
 
 
-def _verdict(
-    job: Job, name: str, candidates: Sequence[Candidate], winner: Candidate | None
-) -> dict[str, Any]:
+def _verdict(job: Job, name: str, candidates: Sequence[Candidate], winner: Candidate | None) -> dict[str, Any]:
     bound = job.settings.max_loss
     row: dict[str, Any] = {
         "name": name,
@@ -195,9 +193,7 @@ def _chosen(job: Job, made: Candidate) -> dict[str, Any]:
     }
 
 
-def _candidate(
-    job: Job, made: Candidate, candidates: Sequence[Candidate], winner: Candidate | None
-) -> dict[str, Any]:
+def _candidate(job: Job, made: Candidate, candidates: Sequence[Candidate], winner: Candidate | None) -> dict[str, Any]:
     time, eager, loss = made.engine_time, made.eager_time, made.loss
     costs = _costs(job.records.get(made.variant, ()))
     taken = winner is not None and (made.variant, made.backend) == (winner.variant, winner.backend)

@@ -15,35 +15,45 @@ SPAN = 1000.0
 
 
 def waterfall(report: Mapping[str, Any]) -> dict[str, Any]:
-    """From the predicted time of the captured graph, pass by pass, to that of the compiled one."""
+    """From the predicted time of the captured graph, pass by pass, to that of the compiled one.
+
+    Without prices the passes are rows without bars.
+    """
     variant = report["variants"].get(report["chosen_variant"])
-    if variant is None or not variant["before_seconds"]:
+    if variant is None:
         return {"rows": [], "idle": []}
+    passes = variant["passes"]
     start, end = variant["before_seconds"], variant["after_seconds"]
-    costs = [p["seconds"] for p in variant["passes"] if p["seconds"] is not None]
-    scale = SPAN / max([start, *costs])
-    rows = [{"label": "as captured", "kind": "total", "x": 0.0, "w": start * scale, "seconds": start}]
-    at = start
-    for found in variant["passes"]:
-        if not found["changes"] and not found["dropped"]:
-            continue
-        after = found["seconds"] if found["seconds"] is not None else at
-        saved = at - after
-        width = max(abs(saved) * scale, 3.0)  # nothing saved is a hairline, not nothing
-        rows.append(
-            {
-                "label": found["name"],
-                "kind": "dropped" if found["dropped"] else "saved" if saved >= 0 else "lost",
-                "x": min(min(at, after) * scale, SPAN - width),
-                "w": width,
-                "seconds": saved,
-                "found": found,
-            }
-        )
-        at = after
-    rows.append({"label": "as compiled", "kind": "total", "x": 0.0, "w": end * scale, "seconds": end})
-    idle = [p["name"] for p in variant["passes"] if not p["changes"] and not p["dropped"]]
+    costs = [p["seconds"] for p in passes if p["seconds"] is not None]
+    scale = SPAN / max([start, *costs]) if start else 0.0
+    rows = [_total("as captured", start, scale)] if start else []
+    at = start or 0.0
+    for found in passes:
+        if found["changes"] or found["dropped"]:
+            rows.append(_step(found, at, scale))
+        at = found["seconds"] if found["seconds"] is not None else at
+    rows += [_total("as compiled", end, scale)] if start else []
+    idle = [p["name"] for p in passes if not p["changes"] and not p["dropped"]]
     return {"rows": rows, "idle": list(dict.fromkeys(idle))}
+
+
+def _total(label: str, seconds: float, scale: float) -> dict[str, Any]:
+    return {"label": label, "kind": "total", "x": 0.0, "w": seconds * scale, "seconds": seconds}
+
+
+def _step(found: Mapping[str, Any], at: float, scale: float) -> dict[str, Any]:
+    """What one pass took off, or put on, where the pass before it ended."""
+    after = found["seconds"] if found["seconds"] is not None else at
+    saved = at - after
+    width = max(abs(saved) * scale, 3.0) if scale else 0.0  # nothing saved is a hairline, not nothing
+    return {
+        "label": found["name"],
+        "kind": "dropped" if found["dropped"] else "saved" if saved >= 0 else "lost",
+        "x": min(min(at, after) * scale, SPAN - width),
+        "w": width,
+        "seconds": saved,
+        "found": found,
+    }
 
 
 # --- bars ----------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ def page(report: Mapping[str, Any]) -> str:
     return _environment().get_template(TEMPLATE).render(r=report, v=_view(report))
 
 
+@lru_cache(maxsize=1)  # compiling the template takes longer than filling it in
 def _environment() -> Environment:
     made = Environment(
         loader=FileSystemLoader(Path(__file__).parent),

@@ -12,7 +12,9 @@ HEAD = """
 
 
 def attention(axis: int = -1, end: str = "%y") -> str:
-    return HEAD + f"""%t: f32[b, 2, 4, s] = aten.permute.default(%k, [0, 1, 3, 2])
+    return (
+        HEAD
+        + f"""%t: f32[b, 2, 4, s] = aten.permute.default(%k, [0, 1, 3, 2])
         %m: f32[b, 2, s, s] = aten.matmul.default(%q, %t)
         %d: f32[b, 2, s, s] = aten.div.Tensor(%m, 2.0)
         %a: f32[b, 2, s, s] = aten.add.Tensor(%d, %mask)
@@ -20,13 +22,15 @@ def attention(axis: int = -1, end: str = "%y") -> str:
         %y: f32[b, 2, s, 4] = aten.matmul.default(%p, %v)
         return "y" {end}
         """
+    )
 
 
 @cases(
     Case(
         "division, mask, softmax",
         attention(),
-        HEAD + """%y: f32[b, 2, s, 4] = aten.scaled_dot_product_attention.default(%q, %k, %v, %mask, 0.0, False, scale=0.5)
+        HEAD
+        + """%y: f32[b, 2, s, 4] = aten.scaled_dot_product_attention.default(%q, %k, %v, %mask, 0.0, False, scale=0.5)
         return "y" %y
         """,
         ("+ 5 operations are one",),

@@ -24,15 +24,19 @@ HEAD = """
         input %w: f32[4] "w"
         input %m: f32[n, 4] "m"
         """
-UNWEIGHTED = HEAD + """%z: f32[n, 4] = aten.rms_norm.default(%x, [4], None, 1e-06)
+UNWEIGHTED = (
+    HEAD
+    + """%z: f32[n, 4] = aten.rms_norm.default(%x, [4], None, 1e-06)
         """
+)
 
 
 @cases(
     Case(
         "whole norm",
         norm(),
-        HEAD + """%y: f32[n, 4] = aten.rms_norm.default(%x, [4], %w, 1e-06)
+        HEAD
+        + """%y: f32[n, 4] = aten.rms_norm.default(%x, [4], %w, 1e-06)
         return "y" %y
         """,
         ("+ five operations are one", "+ the weight is part of the norm"),
@@ -40,7 +44,8 @@ UNWEIGHTED = HEAD + """%z: f32[n, 4] = aten.rms_norm.default(%x, [4], None, 1e-0
     Case(
         "the normed value is returned as well",
         norm(end='%y, "z" %z'),
-        UNWEIGHTED + """%y: f32[n, 4] = aten.mul.Tensor(%w, %z)
+        UNWEIGHTED
+        + """%y: f32[n, 4] = aten.mul.Tensor(%w, %z)
         return "y" %y, "z" %z
         """,
         ("+ five operations are one", "- the normed value has another reader"),
@@ -48,7 +53,8 @@ UNWEIGHTED = HEAD + """%z: f32[n, 4] = aten.rms_norm.default(%x, [4], None, 1e-0
     Case(
         "the weight is a matrix",
         norm(weight="%m"),
-        UNWEIGHTED + """%y: f32[n, 4] = aten.mul.Tensor(%m, %z)
+        UNWEIGHTED
+        + """%y: f32[n, 4] = aten.mul.Tensor(%m, %z)
         return "y" %y
         """,
         ("+ five operations are one", "- the weight is not one vector over the last dim, of its type"),

@@ -70,7 +70,9 @@ def test_skip_keep_and_bounds() -> None:
     kept = told(Quantize(keep=1).run(read(TWO, weights()), samples))
     assert "kept in float (keep=1)" in kept[0]
     assert kept[1].startswith("+")
-    assert all("more than max-error" in line for line in told(Quantize(max_error=0.0).run(read(TWO, weights()), samples)))
+    assert all(
+        "more than max-error" in line for line in told(Quantize(max_error=0.0).run(read(TWO, weights()), samples))
+    )
     small = told(Quantize(min_weights=10**6).run(read(TWO, weights()), samples))
     assert small == ("- fewer than 1000000 weights: the overhead would not pay",) * 2
 

@@ -12,12 +12,22 @@ def one(line: str) -> str:
 
 
 @cases(
-    Case("dropout", one("%y: f32[2, 4] = aten.dropout.default(%x, 0.1, False)"), PLAIN, ("+ dropout does nothing outside of training",)),
+    Case(
+        "dropout",
+        one("%y: f32[2, 4] = aten.dropout.default(%x, 0.1, False)"),
+        PLAIN,
+        ("+ dropout does nothing outside of training",),
+    ),
     Case("clone", one("%y: f32[2, 4] = aten.clone.default(%x)"), PLAIN, ("+ values are never changed in place",)),
     Case("same cast", one("%y: f32[2, 4] = aten.to.dtype(%x, !f32)"), PLAIN, ("+ it changes nothing",)),
     Case("same reshape", one("%y: f32[2, 4] = aten.reshape.default(%x, [2, 4])"), PLAIN, ("+ it changes nothing",)),
     Case("same permute", one("%y: f32[2, 4] = aten.permute.default(%x, [0, -1])"), PLAIN, ("+ it changes nothing",)),
-    Case("full slice", one("%y: f32[2, 4] = aten.slice.Tensor(%x, 1, 0, 9223372036854775807)"), PLAIN, ("+ it takes everything",)),
+    Case(
+        "full slice",
+        one("%y: f32[2, 4] = aten.slice.Tensor(%x, 1, 0, 9223372036854775807)"),
+        PLAIN,
+        ("+ it takes everything",),
+    ),
     Case("cat of one", one("%y: f32[2, 4] = aten.cat.default([%x])"), PLAIN, ("+ cat of one",)),
     Case("add 0", one("%y: f32[2, 4] = aten.add.Tensor(%x, 0)"), PLAIN, ("+ add 0",)),
     Case("mul 1", one("%y: f32[2, 4] = aten.mul.Tensor(%x, 1.0)"), PLAIN, ("+ mul 1",)),
@@ -44,7 +54,9 @@ def one(line: str) -> str:
         PLAIN,
         ("+ the types prove it",),
     ),
-    Case("mul 2 stays", one("%y: f32[2, 4] = aten.mul.Tensor(%x, 2.0)"), one("%y: f32[2, 4] = aten.mul.Tensor(%x, 2.0)")),
+    Case(
+        "mul 2 stays", one("%y: f32[2, 4] = aten.mul.Tensor(%x, 2.0)"), one("%y: f32[2, 4] = aten.mul.Tensor(%x, 2.0)")
+    ),
 )
 def test_rewrites(case: Case) -> None:
     check(RemoveNoOps(), case)
