@@ -6,8 +6,9 @@ outputs = engine(input_ids=..., attention_mask=...)
 """
 
 from compiler.capture import capture
-from compiler.compile import CompileResult, Settings, compile
+from compiler.compile import CompileResult, compile
 from compiler.loaded import InputError, LoadedModel, load
+from compiler.settings import Settings
 from compiler.spec import Dim, Metric, ModelSpec
 from ir import Graph, interpret, parse, show, verify
 from ir.errors import PenstockError as Error

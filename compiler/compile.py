@@ -14,8 +14,10 @@ from typing import Any
 import torch
 
 from compiler import artifact
+from compiler.cache_key import Components
 from compiler.capture import capture
 from compiler.cost import estimate
+from compiler.earlier import Earlier, components, earlier, keep
 from compiler.events import Listener, Phases, silent
 from compiler.instruments import comparing, counting, dumping, pricing, timing, verifying
 from compiler.pipeline import Instrument, PassRecord, Pipeline
@@ -24,6 +26,7 @@ from compiler.recipe import recipe as read_recipe
 from compiler.reference import Reference, sizes_of
 from compiler.report import build_report, write_report
 from compiler.select import Candidate, Race, chosen_backends
+from compiler.settings import Settings, read_settings
 from compiler.spec import Metric, ModelSpec
 from compiler.targets import Target
 from compiler.targets import target as find_target
@@ -33,41 +36,7 @@ from ir.copy import copy_graph
 from ir.errors import GoalError, UsageError, VerificationError
 from passes import Pass
 
-CHECKS = ("none", "each", "full")
 _FACTS = {"none": (), "each": (Fact.WELL_FORMED,), "full": (Fact.WELL_FORMED, Fact.TYPED)}
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to compile. Every field is an argument of ``compile`` and an option of the command line.
-
-    Attributes:
-        target: name of the machine to compile for.
-        recipe: preset, recipe file, or passes as text.
-        engine: ``auto`` tries every usable one; or its name.
-        threads: of the engine and of the baseline; ``None``: every core.
-        max_loss: largest loss against the original (relative metric drop, or one minus the worst cosine).
-        check: ``none``, ``each`` (well-formed after each pass, types at the end), ``full``.
-        seconds: to spend on timing each candidate.
-        force: replace an artifact that is there.
-        allow_nonfinite: compile although weights hold NaN or infinity.
-        dump: folder for the IR after each pass.
-        print_ir_after: name of a pass; the IR after it goes to the listener.
-        dry_run: stop before building engines.
-    """
-
-    target: str = "cpu"
-    recipe: str = "auto"
-    engine: str = "auto"
-    threads: int | None = None
-    max_loss: float = 0.01
-    check: str = "each"
-    seconds: float = 2.0
-    force: bool = False
-    allow_nonfinite: bool = False
-    dump: Path | None = None
-    print_ir_after: str = ""
-    dry_run: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,6 +52,8 @@ class CompileResult:
         chosen: the one in the artifact.
         report: all of that as plain data, as in ``report.json``.
         goal: empty, or why the goal was not met although an artifact was written.
+
+    Out of the cache come ``path``, ``id``, ``graph`` (without weights), ``report`` (with ``cached``) and ``goal``.
     """
 
     path: Path | None
@@ -97,7 +68,7 @@ class CompileResult:
     @property
     def speedup(self) -> float:
         """Times as fast as the original in eager mode, measured in one run, same inputs and threads."""
-        return self.chosen.speedup if self.chosen else 0.0
+        return float((self.report["chosen"] or {}).get("speedup") or 0.0)
 
     def raise_for_goal(self) -> None:
         """Raise GoalError when the goal was not met."""
@@ -153,22 +124,36 @@ def compile(
         ResourceError: no space or permission for the artifact.
     """
     spec = _spec(model, example_inputs, dynamic_shapes, calibration, metric, name)
-    chosen = _settings(settings)
+    chosen = read_settings(settings)
     job = _Job(spec, chosen, read_recipe(chosen.recipe), find_target(chosen.target), Phases(on_event))
     path = Path(output) if output is not None else Path(f"{_file_name(spec)}.penstock")
     job.recipe.pipelines()  # unknown passes fail before the slow part
     _check_target(job)
     if chosen.dry_run:
         before = _capture(job)
+        _refer(job, before)
         _optimise(job, before)
         return _result(job, None, "", [], None, before)
     with artifact.staging(path, force=chosen.force) as folder:  # an unwritable place fails before the slow part
         before = _capture(job)
-        before_text = show(before)
-        before_cost = _optimise(job, before)
-        candidates, winner = _race(job, before_cost, folder)
-        result = _publish(job, folder, before_text, candidates, winner)
-    return _result(job, path, result, candidates, winner, before)
+        made_from = components(spec, before, job.recipe, chosen)
+        kept = earlier(made_from, folder, job.phases) if chosen.cache else None
+        if kept is None:
+            candidates, winner, identity = _make(job, before, folder, made_from)
+    if kept is not None:
+        return _result_of(path, kept)
+    return _result(job, path, identity, candidates, winner, before)
+
+
+def _make(job: _Job, before: Graph, folder: Path, made_from: Components) -> tuple[list[Candidate], Candidate, str]:
+    before_text = show(before)
+    _refer(job, before)
+    _optimise(job, before)
+    candidates, winner = _race(job, folder)
+    identity = _publish(job, folder, before_text, candidates, winner, made_from)
+    if job.settings.cache:
+        keep(made_from, folder, job.phases)
+    return candidates, winner, identity
 
 
 def _spec(
@@ -184,26 +169,6 @@ def _spec(
     if example_inputs is None:
         raise UsageError("compile needs example inputs", hint='compile(model, example_inputs={"x": tensor})')
     return ModelSpec(model, example_inputs, dynamic_shapes or {}, calibration, metric, name or type(model).__name__)
-
-
-def _settings(given: Mapping[str, Any]) -> Settings:
-    from dataclasses import fields
-
-    from ir.errors import nearest
-
-    known = [f.name for f in fields(Settings)]
-    for key in given:
-        if key not in known:
-            raise UsageError(f"compile has no setting {key!r}", hint=nearest(key, known))
-    from_recipe = read_recipe(str(given.get("recipe", "auto"))).settings
-    settings = Settings(**{**from_recipe, **given})
-    if settings.check not in CHECKS:
-        raise UsageError(f"check is {settings.check!r}", hint=nearest(settings.check, list(CHECKS)))
-    if not 0 <= settings.max_loss <= 2:
-        raise UsageError(f"max_loss is {settings.max_loss}, not between 0 and 2")
-    if settings.threads is not None and not 1 <= settings.threads <= 1024:
-        raise UsageError(f"threads is {settings.threads}, not between 1 and 1024")
-    return settings
 
 
 def _check_target(job: _Job) -> None:
@@ -225,18 +190,21 @@ def _capture(job: _Job) -> Graph:
             artifact.check_weights(graph.weights)
         verify(graph, Fact.WELL_FORMED)
         say(f"{len(graph)} nodes, {graph.weights.nbytes / 1e6:.1f} MB of weights, dims {_dims(graph)}")
+    return graph
+
+
+def _refer(job: _Job, graph: Graph) -> None:
     with job.phases.phase("reference", "the original's answers") as say:
         job.reference = Reference(job.spec, graph)
         base = job.reference.base()
         say(f"{len(job.reference.samples)} calibration inputs" + (f", metric {base:.4f}" if base is not None else ""))
-    return graph
 
 
 def _dims(graph: Graph) -> str:
     return ", ".join(f"{name} {bounds}" for name, bounds in graph.dims.items()) or "all fixed"
 
 
-def _optimise(job: _Job, before: Graph) -> float:
+def _optimise(job: _Job, before: Graph) -> None:
     """Run the pipeline of each variant; passes that variants share in the beginning run once."""
     assert job.reference is not None
     sizes = sizes_of(before, job.reference.example)
@@ -265,7 +233,6 @@ def _optimise(job: _Job, before: Graph) -> float:
             job.graphs[name] = graph
             job.predicted[name] = before_cost / max(cost(graph), 1e-12)
         say(", ".join(f"{name}: {len(graph)} nodes" for name, graph in job.graphs.items()))
-    return before_cost
 
 
 def _shared(pipelines: Sequence[Pipeline]) -> list[Pass]:
@@ -292,7 +259,7 @@ def _dumps(job: _Job) -> list[Instrument]:
     return found
 
 
-def _race(job: _Job, before_cost: float, folder: Path) -> tuple[list[Candidate], Candidate]:
+def _race(job: _Job, folder: Path) -> tuple[list[Candidate], Candidate]:
     assert job.reference is not None
     backends = chosen_backends(job.settings.engine)
     race = Race(job.reference, job.settings.threads, job.settings.max_loss, job.settings.seconds, job.phases)
@@ -323,7 +290,14 @@ def _race(job: _Job, before_cost: float, folder: Path) -> tuple[list[Candidate],
     return race.candidates, winner
 
 
-def _publish(job: _Job, folder: Path, before_text: str, candidates: Sequence[Candidate], winner: Candidate) -> str:
+def _publish(
+    job: _Job,
+    folder: Path,
+    before_text: str,
+    candidates: Sequence[Candidate],
+    winner: Candidate,
+    made_from: Components,
+) -> str:
     graph = job.graphs[winner.variant]
     with job.phases.phase("publish", "write, sync, rename"):
         (folder / artifact.BEFORE).write_text(before_text)
@@ -343,6 +317,7 @@ def _publish(job: _Job, folder: Path, before_text: str, candidates: Sequence[Can
             recipe=job.recipe.text(),
             passes=tuple(report["variants"][winner.variant]["passes"]),
             measurements=report["chosen"],
+            made_from=made_from.record,
         )
         return artifact.seal(folder, manifest)
 
@@ -355,9 +330,21 @@ def _result(
     winner: Candidate | None,
     before: Graph,
 ) -> CompileResult:
-    goal = ""
-    if winner is not None and winner.speedup < 1.0:
-        goal = f"the fastest engine within the loss bound runs at {winner.speedup:.2f}x of eager: not faster"
     report = build_report(job, candidates, winner)
     graph = job.graphs[winner.variant] if winner else next(iter(job.graphs.values()), before)
+    goal = _goal(report)
     return CompileResult(path, identity, graph, job.records, tuple(candidates), winner, report, goal)
+
+
+def _result_of(path: Path, kept: Earlier) -> CompileResult:
+    """The result of an earlier, equal compile."""
+    report = {**kept.report, "cached": True}
+    graph = kept.graph
+    return CompileResult(path, kept.id, graph, {}, (), None, report, _goal(report))
+
+
+def _goal(report: Mapping[str, Any]) -> str:
+    speedup = report["chosen"].get("speedup") if report["chosen"] else None
+    if speedup is None or speedup >= 1.0:
+        return ""
+    return f"the fastest engine within the loss bound runs at {speedup:.2f}x of eager: not faster"

@@ -118,7 +118,7 @@ def test_random_graphs_through_passes_in_any_order(graph: Graph, order: list[str
 
 
 @pytest.mark.slow
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(graph=graphs(), order=st.permutations(list(EVERY)))
 def test_many_random_graphs(graph: Graph, order: list[str]) -> None:
     inputs = gentle(graph)

@@ -22,13 +22,16 @@ from torch.utils import _pytree as pytree
 
 from ir import Graph, PenstockError, interpret, parse, show, verify
 from ir.exported import import_program
+from tests.compare import identical
 
 RECORD = Path(__file__).with_name("opinfo_expected.json")
-ENTRIES = 702
+UPDATE = "run `python -m tests.test_opinfo` and read what changed"
+ENTRIES, AT_LEAST_EXACT = 702, 550
 CHUNK = 27
 SAMPLES = 3
 EXACT, MISMATCH = "exact", "mismatch"
 PREFERRED = (torch.float32, torch.float64, torch.complex64, torch.int64, torch.int32, torch.bool)
+SEED = 42  # the database's own wrapper around random operators sets this one
 
 
 class Miss(Exception):
@@ -60,10 +63,9 @@ def name_of(entry: Any) -> str:
 
 
 def judge(entry: Any) -> str:
-    """``exact``, ``mismatch: ...`` or the reason why the entry cannot be carried."""
+    """``exact``, ``mismatch: ...``, or the reason why the entry cannot be carried."""
     try:
-        calls = list(itertools.islice(_calls(entry), SAMPLES))
-        for call in calls:
+        for call in itertools.islice(_calls(entry), SAMPLES):
             _compare(call)
     except Miss as miss:
         return str(miss)
@@ -88,22 +90,19 @@ def _calls(entry: Any) -> Iterator[Call]:
 
 def _compare(call: Call) -> None:
     tensors = [leaf for leaf in call.leaves if isinstance(leaf, torch.Tensor)]
-    want = _seeded(call, tensors)
+    want = _eager(call, tensors)
     graph = _capture(call, tensors)
-    names = [name for name, _ in graph.arguments("input")] + [name for name, _ in graph.arguments("state")]
-    order = [s.name for s in graph.inputs.values() if s.kind != "param"]
-    assert len(order) == len(names)
-    got = list(_interpreted(graph, dict(zip(order, tensors, strict=True))))
-    if _undefined(graph):
+    got = _interpreted(graph, tensors)
+    if any(re.match(r"aten\.(new_)?empty", node.op.name) for node in graph.walk()):
         raise Miss("undefined: the content is uninitialised memory")
     if len(want) != len(got):
-        raise Miss(f"{MISMATCH}: {len(want)} outputs, got {len(got)}")
-    if not all(map(same, want, got)):
+        raise Miss(f"{MISMATCH}: {len(want)} results became {len(got)}")
+    if not all(map(_same, want, got)):
         raise Miss(f"{MISMATCH}: values differ")
 
 
-def _seeded(call: Call, tensors: list[torch.Tensor]) -> list[Any]:
-    torch.manual_seed(1)
+def _eager(call: Call, tensors: list[torch.Tensor]) -> list[Any]:
+    torch.manual_seed(SEED)
     try:
         with torch.no_grad():
             result = call(*_copies(tensors))
@@ -134,45 +133,79 @@ def _capture(call: Call, tensors: list[torch.Tensor]) -> Graph:
     return again
 
 
-def _interpreted(graph: Graph, inputs: dict[str, torch.Tensor]) -> list[Any]:
-    torch.manual_seed(1)
-    results = interpret(graph, dict(zip(inputs, _copies(list(inputs.values())), strict=True)))
-    return [r for name, r in results.items() if not name.startswith("state:")]
+def _interpreted(graph: Graph, tensors: list[torch.Tensor]) -> list[Any]:
+    names = [spec.name for spec in graph.inputs.values() if spec.kind != "param"]
+    torch.manual_seed(SEED)
+    results = interpret(graph, dict(zip(names, _copies(tensors), strict=True)))
+    return [result for name, result in results.items() if not name.startswith("state:")]
 
 
 def _copies(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
     return [t.detach().clone() for t in tensors]
 
 
-def _undefined(graph: Graph) -> bool:
-    return any(re.search(r"\baten\.(new_)?empty", node.op.name) for node in graph.walk())
-
-
-def same(want: Any, got: Any) -> bool:
-    """Equal bit for bit, up to the payload of NaN."""
-    if not isinstance(want, torch.Tensor) or not isinstance(got, torch.Tensor):
-        return type(want) is type(got) and want == got
-    if want.dtype != got.dtype or want.shape != got.shape or want.layout != got.layout:
-        return False
-    if want.layout is not torch.strided:
-        want, got = want.to_dense(), got.to_dense()
-    if want.is_complex():
-        want, got = torch.view_as_real(want.resolve_conj()), torch.view_as_real(got.resolve_conj())
-    return bool(((want == got) | ((want != want) & (got != got))).all())  # noqa: PLR0124
+def _same(want: Any, got: Any) -> bool:
+    if isinstance(want, torch.Tensor) and isinstance(got, torch.Tensor):
+        return identical(want, got)
+    return type(want) is type(got) and (want == got or want != want)  # noqa: PLR0124
 
 
 def _kind(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160] if str(error).strip() else ''}"
+    """The first line of an error, short and without what changes from run to run."""
+    first = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {re.sub(r'0x[0-9a-f]+', '0x', first)[:120]}"
+
+
+def judge_chunk(start: int) -> dict[str, str]:
+    torch.set_num_threads(1)
+    return {name_of(entry): judge(entry) for entry in entries()[start : start + CHUNK]}
+
+
+@pytest.fixture(scope="module")
+def record() -> dict[str, Any]:
+    return dict(json.loads(RECORD.read_text()))
+
+
+def test_record_meets_the_goal(record: dict[str, Any]) -> None:
+    assert record["entries"] == ENTRIES
+    assert record["exact"] == ENTRIES - len(record["misses"]) >= AT_LEAST_EXACT
+    assert not [name for name, reason in record["misses"].items() if reason.startswith(MISMATCH)]
+    assert sum(record["reasons"].values()) == len(record["misses"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", range(0, ENTRIES, CHUNK))
+def test_samples(start: int, record: dict[str, Any]) -> None:
+    found = judge_chunk(start)
+    mismatches = {name: outcome for name, outcome in found.items() if outcome.startswith(MISMATCH)}
+    assert not mismatches, "silent mismatches"
+    kinds = {name: outcome.partition(":")[0] for name, outcome in found.items()}
+    recorded = {name: record["misses"].get(name, EXACT).partition(":")[0] for name in found}
+    assert kinds == recorded, UPDATE
+
+
+@pytest.mark.slow
+def test_number_of_entries() -> None:
+    assert len(entries()) == ENTRIES, UPDATE
+
+
+def make_record() -> dict[str, Any]:
+    """Judge every entry, on all cores."""
+    outcomes: dict[str, str] = {}
+    with multiprocessing.get_context("spawn").Pool() as pool:
+        for part in pool.imap_unordered(judge_chunk, range(0, ENTRIES, CHUNK)):
+            outcomes |= part
+    misses = {name: outcome for name, outcome in sorted(outcomes.items()) if outcome != EXACT}
+    return {
+        "torch": torch.__version__,
+        "entries": len(outcomes),
+        "exact": len(outcomes) - len(misses),
+        "reasons": dict(Counter(reason.partition(":")[0] for reason in misses.values()).most_common()),
+        "misses": misses,
+    }
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    lo, hi = int(sys.argv[1]), int(sys.argv[2])
-    import time
-    for e in entries()[lo:hi]:
-        t = time.time()
-        try:
-            r = judge(e)
-        except Exception as x:
-            r = f"CRASH {_kind(x)}"
-        print(f"{name_of(e)}\t{time.time()-t:.2f}\t{r}", flush=True)
+    made = make_record()
+    RECORD.write_text(json.dumps(made, indent=1) + "\n")
+    sys.stdout.write(f"{made['exact']} of {made['entries']} exact; {made['reasons']}\n")

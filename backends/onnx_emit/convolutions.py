@@ -290,7 +290,11 @@ CONVOLUTIONS: Mapping[str, Emitter] = {
     **{f"aten.upsample_nearest{n}d.vec": nearest() for n in (1, 2, 3)},
     **{f"aten.upsample_nearest{n}d.default": nearest() for n in (1, 2, 3)},
     **{f"aten._upsample_nearest_exact{n}d.vec": nearest(exact=True) for n in (1, 2, 3)},
-    **{f"aten.upsample_{k}.{o}": smooth("linear") for k in ("linear1d", "bilinear2d", "trilinear3d") for o in ("vec", "default")},
+    **{
+        f"aten.upsample_{k}.{o}": smooth("linear")
+        for k in ("linear1d", "bilinear2d", "trilinear3d")
+        for o in ("vec", "default")
+    },
     **{f"aten.upsample_bicubic2d.{o}": smooth("cubic") for o in ("vec", "default")},
     "aten.pad.default": pad,
     "aten.constant_pad_nd.default": constant_pad,

@@ -12,6 +12,7 @@ from backends.onnx_emit.scope import MICROSOFT, Scope
 from ir import Arg, Node, Value
 
 _F32 = torch.float32
+_DOMAIN = "quantized_decomposed"
 
 
 def int8_linear_dynamic(s: Scope, node: Node, x: Value, weight: Value, scale: Value, bias: Arg = None) -> str:
@@ -117,17 +118,22 @@ def _channels(s: Scope, name: str, scales: Value, zeros: Arg, axis: int, x: Valu
 
 
 def transposed_weight(s: Scope, weight: Value) -> str:
-    """The transpose of a linear's weight; of a dequantized one the int8 content is transposed."""
+    """The transpose of a linear's weight.
+
+    Of a dequantized weight the int8 content is transposed, so that its dequantization is what the product reads;
+    OpenVINO wants it the other way round.
+    """
     node = weight.producer
-    if node is not None and node.op.name == "quantized_decomposed.dequantize_per_channel.default":
-        x, scales, zeros, axis = node.args[0], node.args[1], node.args[2], node.args[3]
-        known = isinstance(x, Value) and isinstance(scales, Value) and isinstance(axis, int)
-        if known and s.is_constant(s[x]) and result_type(node) == _F32:
-            return _channels(s, s.transpose(s[x], (1, 0)), scales, zeros, 1 - axis % 2, x)
-    return s.transpose(s[weight], (1, 0))
+    per_channel = node is not None and node.op.name == f"{_DOMAIN}.dequantize_per_channel.default"
+    if node is None or not per_channel or s.flavor == "openvino" or result_type(node) != _F32:
+        return s.transpose(s[weight], (1, 0))
+    x, scales, zeros, axis = node.args[:4]
+    assert isinstance(x, Value) and isinstance(scales, Value) and isinstance(axis, int)
+    if not s.is_constant(s[x]):
+        return s.transpose(s[weight], (1, 0))
+    return _channels(s, s.transpose(s[x], (1, 0)), scales, zeros, 1 - axis % 2, x)
 
 
-_DOMAIN = "quantized_decomposed"
 QUANTIZED: Mapping[str, Emitter] = {
     "penstock.int8_linear_dynamic.default": int8_linear_dynamic,
     "penstock.int8_linear_static.default": int8_linear_static,

@@ -19,8 +19,8 @@ from backends.onnx_emit.sizes import SIZES
 from backends.onnx_emit.views import VIEWS
 
 FAMILIES = (
-    POINTWISE, ARITHMETIC, ACTIVATIONS, VIEWS, SIZES, CREATE, PRODUCTS, CONVOLUTIONS, ATTENTION, NORMS, REDUCTIONS, INDEXING,
-    QUANTIZED,
+    POINTWISE, ARITHMETIC, ACTIVATIONS, VIEWS, SIZES, CREATE, PRODUCTS, CONVOLUTIONS, ATTENTION, NORMS, REDUCTIONS,
+    INDEXING, QUANTIZED,
 )  # fmt: skip
 EMITTERS: Mapping[str, Emitter] = {name: emit for family in FAMILIES for name, emit in family.items()}
 

@@ -22,12 +22,20 @@ from compiler.cli.options import common, emit_json, level
 @click.option("--seconds", type=float, help="To spend on timing each candidate.  [2]")
 @click.option("--force", is_flag=True, help="Replace an artifact that is there.")
 @click.option("--allow-nonfinite", is_flag=True, help="Compile although weights hold NaN or infinity.")
+@click.option("--no-cache", is_flag=True, help="Compile anew although an equal compile is at hand.")
 @click.option("--dry-run", is_flag=True, help="Stop before engines are built; write nothing.")
 @click.option("--dump", type=click.Path(path_type=Path), help="Write the IR after each pass into this folder.")
 @click.option("--print-ir-after", metavar="PASS", help="Print the IR after this pass.")
 @common
-def compile(  # noqa: A001, PLR0913  (the field's word)
-    model: str, output: Path | None, force: bool, as_json: bool, quiet: bool, verbose: bool, **given: Any
+def compile(
+    model: str,
+    output: Path | None,
+    force: bool,
+    no_cache: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    **given: Any,
 ) -> int:
     """Compile MODEL: a FILE.py[:factory] or package.module:factory.
 
@@ -39,6 +47,7 @@ def compile(  # noqa: A001, PLR0913  (the field's word)
     from compiler.model_file import load_spec
 
     settings = {key: value for key, value in given.items() if value is not None and value is not False}
+    settings["cache"] = not no_cache
     with Progress(f"compile {model}", level(quiet or as_json, verbose)) as progress:
         from compiler.events import Phases
 
@@ -79,7 +88,9 @@ def _show(result: Any, verbose: bool) -> None:
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("-p", "--passes", "text", default="", help='Passes, such as "fold-constants{max-bytes=0}, drop-dead-nodes".')
+@click.option(
+    "-p", "--passes", "text", default="", help='Passes, such as "fold-constants{max-bytes=0}, drop-dead-nodes".'
+)
 @click.option("-w", "--weights", type=click.Path(path_type=Path), help="safetensors file of the params.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write here instead of stdout.")
 @click.option("--print-ir-after", metavar="PASS", help="Print the IR after this pass.")

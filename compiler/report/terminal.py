@@ -143,6 +143,8 @@ def _verdict(report: Mapping[str, Any]) -> list[Text]:
         told = f"{chosen['variant']} on {chosen['engine']} {chosen['engine_version']}"
         times = f"{_milliseconds(chosen['ms'])}, eager {_milliseconds(chosen['eager_ms'])}"
         lines.append(_text(f"{told}: {times}"))
+    if verdict["noise"]:
+        lines.append(_text(verdict["noise"], "yellow"))
     if verdict["loss"] is not None:
         lines.append(_text(_loss(verdict)))
     return lines

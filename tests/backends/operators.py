@@ -16,7 +16,13 @@ FLOAT = "f32[n,4]"
 MASK4 = "bool[n,1,m,m]"
 
 POINTWISE = [
-    *(C(name, FLOAT) for name in ( "abs", "neg", "sin", "cos", "tan", "atan", "sinh", "cosh", "tanh", "asinh", "erf", "sigmoid", "exp", "exp2", "expm1", "floor", "ceil", "round", "trunc", "sign", "relu", "relu6", "silu", "gelu", "elu", "selu", "celu", "softplus", "log_sigmoid", "mish", "hardtanh", "hardsigmoid", "hardswish", "leaky_relu", "square", "clone", "logical_not", "special_erfc", "softshrink", "hardshrink", "sinc", "detach", "alias")),
+    *(C(name, FLOAT) for name in (
+        "abs", "neg", "sin", "cos", "tan", "atan", "sinh", "cosh", "tanh", "asinh", "erf", "sigmoid",
+        "exp", "exp2", "expm1", "floor", "ceil", "round", "trunc", "sign", "relu", "relu6", "silu",
+        "gelu", "elu", "selu", "celu", "softplus", "log_sigmoid", "mish", "hardtanh", "hardsigmoid",
+        "hardswish", "leaky_relu", "square", "clone", "logical_not", "special_erfc", "softshrink",
+        "hardshrink", "sinc", "detach", "alias",
+    )),
     *(C(name, "f32[n,4]+") for name in ("sqrt", "rsqrt", "log", "log2", "log10", "log1p", "reciprocal")),
     *(C(name, "f32[n,12]!") for name in ("isnan", "isinf", "isfinite", "relu", "exp", "sign")),
     *(C(name, "f64[n]") for name in ("sin", "exp", "tanh")),
@@ -26,12 +32,12 @@ POINTWISE = [
     C("glu", "f32[n,6]", 1), C("hardtanh", FLOAT, -2, 0.5), C("threshold", FLOAT, 0.1, -5.0),
     C("logit", "f32[n,3]<1", 0.1), C("atan2", "f32[n,9]", "f32[n,9]"), C("dropout", FLOAT, 0.5, False),
     C("bitwise_not", "bool[n]"),
-    *(C(f"{name}.Tensor", FLOAT, "f32[n,1]") for name in ("add", "sub", "mul", "div", "lt", "le", "gt", "ge", "eq", "ne")),
+    *(C(f"{n}.Tensor", FLOAT, "f32[n,1]") for n in ("add", "sub", "mul", "div", "lt", "le", "gt", "ge", "eq", "ne")),
     *(C(f"{name}.Tensor", "f32[n,4]", "i64[4]+") for name in ("add", "sub", "mul", "div", "lt", "remainder")),
     *(C(f"{name}.Tensor", "i64[n,4]", 3) for name in ("add", "mul", "div")),
     *(C(f"{name}.Tensor", "i64[n,4]", 2.5) for name in ("add", "mul", "div")),
     *(C(f"{name}.Tensor", "bool[n]", "bool[n]") for name in ("add", "mul", "eq", "ne", "lt")),
-    *(C(f"{name}.Scalar", "i64[n,4]", 2) for name in ("lt", "ge", "eq", "ne", "add", "sub", "mul", "remainder", "fmod")),
+    *(C(f"{n}.Scalar", "i64[n,4]", 2) for n in ("lt", "ge", "eq", "ne", "add", "sub", "mul", "remainder", "fmod")),
     *(C(f"{name}.Scalar", "i64[n,4]", 1.5) for name in ("lt", "ge", "eq", "add")),
     *(C(f"{name}.Scalar", FLOAT, -0.7) for name in ("lt", "remainder", "fmod", "mul", "div", "rsub")),
     C("add.Tensor", FLOAT, "f32[4]", alpha=2.5), C("sub.Tensor", FLOAT, 1, alpha=3),

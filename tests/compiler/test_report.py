@@ -16,7 +16,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from compiler.compile import Settings
 from compiler.events import Phases
 from compiler.instruments import comparing, counting, pricing, timing
 from compiler.measure import Timing
@@ -27,6 +26,7 @@ from compiler.report import SCHEMA, build_report, page, render, write_report
 from compiler.report.kernels import structure
 from compiler.report.plain import plain, show_bytes, show_seconds, starred
 from compiler.select import Candidate
+from compiler.settings import Settings
 from compiler.spec import ModelSpec
 from compiler.targets import Target, read_cpu
 from ir import Graph, parse
@@ -254,6 +254,16 @@ def test_slower_than_eager_is_no_success(job: FakeJob) -> None:
     verdict = build_report(job, [slow], slow)["verdict"]
     assert (verdict["met"], verdict["state"]) == (False, "missed")
     assert verdict["text"].endswith("not faster than the original")
+
+
+def test_noisy_times_are_called_noisy(job: FakeJob, report: dict[str, Any]) -> None:
+    assert report["verdict"]["noise"] == ""
+    noisy = replace(TAKEN, eager_time=Timing(0.005, 0.002, 0.009, 40))
+    found = build_report(job, [noisy], noisy)
+    assert "times vary by 70%" in shown(found)
+    assert "times vary by 70%" in page(found)
+    few = replace(TAKEN, engine_time=Timing(0.002, 0.002, 0.002, 5))
+    assert "5 rounds are few" in build_report(job, [few], few)["verdict"]["noise"]
 
 
 def test_a_metric_is_told_before_and_after(job: FakeJob) -> None:

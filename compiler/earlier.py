@@ -1,0 +1,84 @@
+"""Compiles that were done before: their key, finding them, keeping them. A cache never fails a compile."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from backends import BACKENDS
+from compiler.artifact import AFTER
+from compiler.cache import Cache
+from compiler.cache_key import Components, digest_samples, digest_tensors, digest_text
+from compiler.events import Phases
+from compiler.inputs import flatten_inputs
+from compiler.recipe import Recipe
+from compiler.settings import Settings
+from compiler.spec import Metric, ModelSpec
+from ir import Graph, show
+from ir.errors import PenstockError
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What an equal, earlier compile left."""
+
+    id: str
+    graph: Graph
+    report: Mapping[str, Any]
+
+
+def components(spec: ModelSpec, graph: Graph, recipe: Recipe, settings: Settings) -> Components:
+    """All that decides what a compile gives."""
+    asked = f"max_loss={settings.max_loss} nonfinite={settings.allow_nonfinite} metric={_source(spec.metric)}"
+    return Components(
+        ir=digest_text(show(graph)),
+        weights=digest_tensors(graph.weights, graph.initial),
+        recipe=f"{recipe.text()}{asked}",
+        target=settings.target,
+        engine=settings.engine,
+        engine_version=", ".join(f"{b.name} {b.version()}" for b in BACKENDS if b.name in (settings.engine, "auto")
+                                 or settings.engine == "auto"),
+        threads=str(settings.threads or ""),
+        calibration=digest_samples([flatten_inputs(s) for s in (spec.example_inputs, *spec.calibration)]),
+    )  # fmt: skip
+
+
+def _source(metric: Metric | None) -> str:
+    """Digest of the file that defines a metric: another metric may choose another engine."""
+    if metric is None:
+        return ""
+    try:
+        file = inspect.getsourcefile(metric if inspect.isroutine(metric) else type(metric))
+        return digest_text(Path(file or "").read_text(encoding="utf-8"))
+    except (OSError, TypeError, UnicodeDecodeError):
+        return "unknown"
+
+
+def earlier(made_from: Components, folder: Path, phases: Phases) -> Earlier | None:
+    """Copy the artifact of an equal compile into ``folder``, if there is one."""
+    try:
+        cache = Cache()
+        found = cache.fetch(made_from.key, folder)
+        if found is None:
+            phases.note("cache", f"nothing to take: {cache.why_miss(made_from)}")
+            return None
+        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        phases.note(
+            "cache", f"an equal compile of {found.manifest.created}: its artifact is taken, its figures are of then"
+        )
+        return Earlier(found.id, found.graph(AFTER), report)
+    except PenstockError as error:
+        phases.note("cache", f"not used: {error.what}")
+        return None
+
+
+def keep(made_from: Components, folder: Path, phases: Phases) -> None:
+    """Keep a copy of a sealed artifact for the next equal compile."""
+    try:
+        Cache().publish(made_from.key, folder)
+    except PenstockError as error:
+        phases.note("cache", f"not kept: {error.what}")
