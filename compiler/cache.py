@@ -142,7 +142,7 @@ class Cache:
         limit = self.limit if limit is None else limit
         for path in self._folders(damaged=True):
             if limit == 0 or _age(path) > _QUARANTINE_SECONDS:
-                shutil.rmtree(path, ignore_errors=True)
+                _delete(path)
                 removed.append(path.name)
         entries = sorted(self._folders(), key=_used)
         total = sum(map(_bytes, entries))
@@ -176,18 +176,19 @@ class Cache:
 
     def _use(self, key: str, into: Path | None) -> Artifact | None:
         entry = self._entry(key)
-        if not os.path.lexists(entry):
-            return None
         try:
+            seen = entry.lstat()
             artifact = open_artifact(entry) if into is None else copy_artifact(entry, into)
             if key_of(artifact.manifest.made_from) != key:
                 raise UntrustedError(f"{entry} is an artifact of another key")
+        except FileNotFoundError:
+            return None
         except (PenstockError, OSError) as error:
             if into is not None:
                 _empty(into)
                 if is_full(error):
                     raise  # the copy failed, not the entry
-            self._quarantine(entry)
+            self._quarantine(entry, seen)
             return None
         with suppress(OSError):
             os.utime(entry)  # last use
@@ -198,8 +199,10 @@ class Cache:
             raise UsageError(f"{key[:80]!r} is no cache key")
         return self.root / (key + _SUFFIX)
 
-    def _quarantine(self, entry: Path) -> None:
+    def _quarantine(self, entry: Path, seen: os.stat_result) -> None:
         with suppress(OSError):  # gone, or moved by somebody else: as good
+            if not os.path.samestat(entry.lstat(), seen):
+                return  # published anew meanwhile: that one is not known to be damaged
             entry.rename(entry.with_name(f"{entry.name}{_DOOMED}{secrets.token_hex(4)}"))
 
     def _remove(self, entry: Path) -> None:
@@ -207,15 +210,13 @@ class Cache:
         with suppress(OSError):
             doomed = entry.with_name(f"{entry.name}{_DOOMED}{secrets.token_hex(4)}")
             entry.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+            _delete(doomed)
 
     def _folders(self, *, damaged: bool = False) -> list[Path]:
         """Entries, or those that were renamed because they are damaged or evicted."""
         with suppress(OSError):
             paths = [Path(entry.path) for entry in os.scandir(self.root) if not entry.name.startswith(".")]
-            return [
-                path for path in paths if (_DOOMED in path.name if damaged else path.name.endswith(_SUFFIX))
-            ]
+            return [path for path in paths if (_DOOMED in path.name if damaged else path.name.endswith(_SUFFIX))]
         return []
 
 
@@ -245,6 +246,12 @@ def _bytes(path: Path) -> int:
         for entry in os.scandir(path):
             total += entry.stat(follow_symlinks=False).st_size
     return total
+
+
+def _delete(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)  # refuses a link, and what is no directory
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def _empty(folder: Path) -> None:

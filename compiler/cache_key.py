@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -87,6 +88,10 @@ def digest_samples(samples: Sequence[Mapping[str, torch.Tensor]]) -> str:
     return digest_tensors(*samples) if samples else ""
 
 
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def machine_text() -> str:
-    """This processor: architecture, model, a digest of its features."""
-    return f"{platform.machine()} {cpu_model()} {digest_text(' '.join(sorted(cpu_flags())))[:12]}"
+    """This processor: architecture, model, cores that we may use, a digest of its features."""
+    return f"{platform.machine()} {cpu_model()} x{_cores()} {digest_text(' '.join(sorted(cpu_flags())))[:12]}"

@@ -9,34 +9,27 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.export import _trace as trace_module
 from torch.export.graph_signature import InputKind
 
-from compiler.dynamic_dims import derived_dims, dim_names, keep_ranges, narrowed
+from compiler.dynamic_dims import derived_dims, dim_names, drop_size_asserts, keep_ranges, narrowed
 from compiler.eager import check_smallest, run_eager
 from compiler.functional import functional
 from compiler.inputs import BoundInputs, bind_inputs, leaf_names
-from compiler.refusals import collect_faults, place_of, unsupported
+from compiler.refusals import collect_faults, first_line, place_of, unsupported
 from compiler.spec import ModelSpec
 from ir import Graph
 from ir.errors import PenstockError, UnsupportedError, UntrustedError, UsageError
 from ir.exported import import_program
-
-_TORCH_LOGS = (
-    "torch.fx.experimental.symbolic_shapes",
-    "torch._export.non_strict_utils",
-    "torch._dynamo",
-    "torch.export",
-    "torch._subclasses.fake_tensor",
-)
-
 
 def capture(
     model: nn.Module | ModelSpec,
@@ -79,6 +72,7 @@ def capture(
         symbols = dim_names(sizes, bound)
         graph = import_program(program, name or type(model).__name__, symbols, input_names)
         keep_ranges(graph, bound)
+        drop_size_asserts(graph)
         check_smallest(graph, model, bound)
     return graph
 
@@ -123,26 +117,28 @@ def _export(model: nn.Module, bound: BoundInputs) -> ExportedProgram:
     except Exception as error:  # noqa: BLE001  (export runs the user's model: anything can come out)
         if not _about_dims(error):
             raise _refusal(model, bound, dims, error) from error
-        narrowed = error
-    derived = derived_dims(str(narrowed), bound)
+        refused = str(error)
+        cause = error
+    derived = derived_dims(refused, bound)
     attempts = [(derived, False), (dims, True), (derived, True)] if derived else [(dims, True)]
     for made, deferred in attempts:
         with contextlib.suppress(Exception):  # the first error is the one that explains
             return _trace(model, bound, made, deferred)
-    raise narrowed(str(narrowed), bound) from narrowed
+    raise narrowed(refused, bound) from cause
 
 
 def _trace(
     model: nn.Module, bound: BoundInputs, dims: Mapping[str, Any], deferred: bool = False
 ) -> ExportedProgram:
-    return torch.export.export(
-        model,
-        bound.args,
-        dict(bound.kwargs),
-        dynamic_shapes=bound.torch_shapes(dims) if bound.dims else None,
-        strict=False,
-        prefer_deferred_runtime_asserts_over_guards=deferred,
-    )
+    with contextlib.redirect_stderr(_WithoutGraphs(sys.stderr)):  # type: ignore[type-var]  (has all of a stream)
+        return torch.export.export(
+            model,
+            bound.args,
+            dict(bound.kwargs),
+            dynamic_shapes=bound.torch_shapes(dims) if bound.dims else None,
+            strict=False,
+            prefer_deferred_runtime_asserts_over_guards=deferred,
+        )
 
 
 def _about_dims(error: Exception) -> bool:
@@ -154,11 +150,12 @@ def _refusal(model: nn.Module, bound: BoundInputs, dims: Mapping[str, Any], erro
     try:
         run_eager(model, bound.args, bound.kwargs)
     except Exception as own:  # noqa: BLE001  (the user's model: anything can come out)
-        return UnsupportedError(
-            f"the model itself fails on the example inputs: {type(own).__name__}: {own}",
-            where=str(place_of(own)),
-            hint="model(**example_inputs) must work before it can be captured",
-        )
+        if not type(own).__module__.startswith("torch._dynamo"):  # which refuses torch.cond also when not exporting
+            return UnsupportedError(
+                f"the model itself fails on the example inputs: {type(own).__name__}: {first_line(str(own))}",
+                where=str(place_of(own)),
+                hint="model(**example_inputs) must work before it can be captured",
+            )
     return unsupported(collect_faults(lambda: _trace(model, bound, dims), error))
 
 
@@ -205,14 +202,35 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without torch's own running commentary: what matters comes back as one error."""
-    loggers = [logging.getLogger(name) for name in _TORCH_LOGS]
-    before = [logger.disabled for logger in loggers]
-    for logger in loggers:
-        logger.disabled = True
+    loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if _is_torchs(name)]
+    handlers = {handler for logger in loggers for handler in logger.handlers}
+    for handler in handlers:
+        handler.addFilter(_nothing)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, state in zip(loggers, before, strict=True):
-            logger.disabled = state
+        for handler in handlers:
+            handler.removeFilter(_nothing)
+
+
+class _WithoutGraphs:
+    """A stream that drops the graph which a failing export prints, and passes everything else on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return len(text) if "def forward(self" in text else self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _is_torchs(logger: str) -> bool:
+    return logger.partition(".")[0] == "torch" and logger != "torch.__trace"  # that one only goes where it is asked to
+
+
+def _nothing(record: logging.LogRecord) -> bool:
+    return False

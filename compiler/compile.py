@@ -6,7 +6,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from compiler.cost import estimate
 from compiler.earlier import Earlier, components, earlier, keep
 from compiler.events import Listener, Phases, silent
 from compiler.instruments import comparing, counting, dumping, pricing, timing, verifying
-from compiler.pipeline import Instrument, PassRecord, Pipeline
+from compiler.pipeline import Instrument, PassRecord, Pipeline, check_runs
 from compiler.recipe import Recipe
 from compiler.recipe import recipe as read_recipe
 from compiler.reference import Reference, sizes_of
@@ -73,7 +73,7 @@ class CompileResult:
     def raise_for_goal(self) -> None:
         """Raise GoalError when the goal was not met."""
         if self.goal:
-            raise GoalError(self.goal)
+            raise GoalError(f"goal not met: {self.goal}")
 
 
 @dataclass
@@ -106,7 +106,7 @@ def compile(
     """Compile a model for a target.
 
     Args:
-        model: a module, or a ``ModelSpec`` that holds the next five as well.
+        model: a module, or a ``ModelSpec`` that holds the next five as well; those given here replace its own.
         example_inputs: a tensor per argument of ``forward``.
         dynamic_shapes: argument name -> axis -> ``Dim``.
         calibration: more inputs, for passes that measure and for the loss.
@@ -127,8 +127,7 @@ def compile(
     chosen = read_settings(settings)
     job = _Job(spec, chosen, read_recipe(chosen.recipe), find_target(chosen.target), Phases(on_event))
     path = Path(output) if output is not None else Path(f"{_file_name(spec)}.penstock")
-    job.recipe.pipelines()  # unknown passes fail before the slow part
-    _check_target(job)
+    _check(job)
     if chosen.dry_run:
         before = _capture(job)
         _refer(job, before)
@@ -137,7 +136,8 @@ def compile(
     with artifact.staging(path, force=chosen.force) as folder:  # an unwritable place fails before the slow part
         before = _capture(job)
         made_from = components(spec, before, job.recipe, chosen)
-        kept = earlier(made_from, folder, job.phases) if chosen.cache else None
+        watched = chosen.dump is not None or chosen.print_ir_after  # then the passes must really run
+        kept = earlier(made_from, folder, job.phases) if chosen.cache and not watched else None
         if kept is None:
             candidates, winner, identity = _make(job, before, folder, made_from)
     if kept is not None:
@@ -164,14 +164,24 @@ def _spec(
     metric: Metric | None,
     name: str,
 ) -> ModelSpec:
+    given = {
+        "example_inputs": example_inputs, "dynamic_shapes": dynamic_shapes, "calibration": calibration,
+        "metric": metric, "name": name,
+    }  # fmt: skip
     if isinstance(model, ModelSpec):
-        return model
+        return replace(model, **{key: value for key, value in given.items() if isinstance(value, torch.Tensor) or value})
     if example_inputs is None:
         raise UsageError("compile needs example inputs", hint='compile(model, example_inputs={"x": tensor})')
     return ModelSpec(model, example_inputs, dynamic_shapes or {}, calibration, metric, name or type(model).__name__)
 
 
-def _check_target(job: _Job) -> None:
+def _check(job: _Job) -> None:
+    """What cannot be meant fails before the slow part."""
+    pipelines = job.recipe.pipelines().values()
+    if job.settings.print_ir_after:
+        check_runs(job.settings.print_ir_after, *pipelines)
+    if job.settings.engine != "auto" or not job.settings.dry_run:  # a plan needs no engine
+        chosen_backends(job.settings.engine)
     if job.target.kind != "cpu":
         raise UsageError(
             f"no engine here is built for {job.target.name} yet: this version compiles for cpu",
@@ -218,8 +228,7 @@ def _optimise(job: _Job, before: Graph) -> None:
     samples = job.reference.samples
     watch: list[Instrument] = [counting, pricing(cost), comparing(samples[:1])]
     watch += [verifying(*_FACTS[job.settings.check])] if job.settings.check != "none" else []
-    watch += _dumps(job)
-    watch.append(timing)
+    watch += [*_dumps(job), timing]
     with job.phases.phase("optimise", job.recipe.name) as say:
         base = copy_graph(before)
         given = Pipeline(*shared)
@@ -265,7 +274,8 @@ def _race(job: _Job, folder: Path) -> tuple[list[Candidate], Candidate]:
     race = Race(job.reference, job.settings.threads, job.settings.max_loss, job.settings.seconds, job.phases)
     with (
         job.phases.phase("engines", "build, verify, measure") as say,
-        tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.build-") as scratch,
+        # within the staging folder: who reclaims that after a kill reclaims this as well
+        tempfile.TemporaryDirectory(dir=folder, prefix="build-") as scratch,
     ):
         for variant, graph in job.graphs.items():
             for backend in backends:

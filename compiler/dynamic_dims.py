@@ -12,7 +12,7 @@ import torch
 
 from compiler.inputs import BoundInputs
 from compiler.spec import Dim
-from ir import DimRange, Graph
+from ir import DimRange, Graph, Node, ScalarType, Value
 from ir.errors import UnsupportedError
 
 log = logging.getLogger(__name__)
@@ -76,6 +76,7 @@ def narrowed(message: str, bound: BoundInputs) -> UnsupportedError:
 
 def _reasons(message: str, name: str) -> list[str]:
     lines = message.partition("Suggested fixes:")[0].splitlines()
+    lines = [line.partition(" If you're using")[0] for line in lines]  # advice about calls the user did not make
     return [line.strip(" -") for line in lines if line.startswith("  - ") and re.search(rf"\b{name}\b", line)][:3]
 
 
@@ -166,3 +167,31 @@ def _wanted(graph: Graph, bound: BoundInputs) -> dict[str, tuple[DimRange, str]]
                 name, (_base_range(dim, factor, offset), f"input {leaf.label} axis {axis}, dim {dim.name!r}")
             )
     return wanted
+
+
+def drop_size_asserts(graph: Graph) -> None:
+    """Erase torch's own ``assert batch >= 2`` where the range of the dim allows less.
+
+    Tracing into ``torch.cond`` leaves them: torch takes every size for at least 2. Whether the graph holds
+    at 0 and 1 is checked by running it there, see ``compiler.eager.check_smallest``.
+    """
+    for node in graph:
+        if node.op.name != "aten._assert_scalar.default" or not isinstance(node.args[0], Value):
+            continue
+        test = node.args[0].producer
+        if test is None or test.op.name != "sym.ge" or not isinstance(test.args[0], Value):
+            continue
+        size, least = test.args[0].type, test.args[1]
+        name = str(size.expr) if isinstance(size, ScalarType) else ""
+        if least in (1, 2) and name in graph.dims and graph.dims[name].min < least:
+            graph.erase(node)
+            _erase_unused(graph, test)
+
+
+def _erase_unused(graph: Graph, node: Node) -> None:
+    if node.pure and not any(v.uses for v in node.results):
+        operands = node.operands
+        graph.erase(node)
+        for value in operands:
+            if value.producer is not None and value.producer.block is not None:
+                _erase_unused(graph, value.producer)

@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from compiler.dynamic_dims import linear
 from compiler.inputs import BoundInputs, Leaf
+from compiler.refusals import first_line
 from ir import Graph, evaluate, interpret
 from ir.errors import UnsupportedError
 
@@ -68,7 +69,7 @@ def _cut(leaf: Leaf, shape: tuple[Any, ...], sizes: Mapping[str, int]) -> torch.
     tensor = leaf.tensor
     for axis in leaf.dims:
         tensor = tensor.narrow(axis, 0, evaluate(shape[axis], sizes))
-    return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)  # strides as a caller's own tensor has them
 
 
 def _difference(
@@ -84,12 +85,12 @@ def _difference(
         try:
             answer = run_eager(model, args, kwargs)
         except Exception as error:  # noqa: BLE001  (the user's model: anything can come out)
-            return f"the model itself fails: {type(error).__name__}: {error}"
+            return f"the model itself fails: {type(error).__name__}: {first_line(str(error))}"
         torch.manual_seed(0)
         try:
             results = interpret(graph, {**graph.initial, **inputs})
         except Exception as error:  # noqa: BLE001  (any failure means that the size does not work)
-            return f"the captured graph fails: {error}"
+            return f"the captured graph fails: {first_line(str(error))}"
     want = [x for x in pytree.tree_leaves(answer) if isinstance(x, torch.Tensor)]
     got = [results[o.name] for o in graph.outputs if o.kind == "output"]
     for output, x, y in zip(graph.outputs, want, [x for x in got if isinstance(x, torch.Tensor)], strict=False):

@@ -27,8 +27,8 @@ def functional(program: ExportedProgram) -> ExportedProgram:
         return program
     kinds = {s.arg.name: s for s in program.graph_signature.input_specs}
     hidden = [
-        f"  - {kinds[name].target} is changed in place{where}, but the model does not own it as a buffer\n"
-        "    hint: register_buffer() it on the module, or pass it to forward as an input"
+        f"  - a tensor that a plain Python object holds ({kinds[name].target}) is changed in place{where}\n"
+        "    hint: register_buffer() it on the module and use it from there, or pass it to forward as an input"
         for name, where in dict(changed).items()
         if name in kinds and kinds[name].kind is InputKind.CONSTANT_TENSOR
     ]

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 
+from compiler.artifact import storage_errors
 from compiler.compare import Distance, distance
 from compiler.pipeline import Columns, Instrument
 from ir import Fact, Graph, interpret, show, verify
-from ir.errors import VerificationError
+from ir.errors import ResourceError, UsageError, VerificationError
 from passes import Pass, Samples, Tolerance
 
 
@@ -107,8 +108,14 @@ def dumping(folder: Path, only: str = "", echo: Callable[[str], None] | None = N
     """Write ``03_fold-constants.ir`` after each pass that changed something; never deletes a file.
 
     ``only`` with ``echo`` prints the IR after that pass instead.
+
+    Raises:
+        UsageError: ``folder`` is something else than a folder.
+        ResourceError: no space, no permission.
     """
     count = 0
+    if echo is None:
+        _make(folder)
 
     @contextmanager
     def watch(pass_: Pass, graph: Graph, columns: Columns) -> Generator[None]:
@@ -119,7 +126,18 @@ def dumping(folder: Path, only: str = "", echo: Callable[[str], None] | None = N
         if echo is not None and pass_.name == only:
             echo(show(graph))
         elif echo is None and graph.version != version:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{count:02d}_{pass_.name}.ir").write_text(show(graph))
+            file = folder / f"{count:02d}_{pass_.name}.ir"
+            with storage_errors(file):
+                file.write_text(show(graph))
 
     return watch
+
+
+def _make(folder: Path) -> None:
+    try:
+        with storage_errors(folder / "ir"):
+            folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UsageError(f"{folder} is not a folder", hint="name another one for the dumps") from error
+    except OSError as error:
+        raise ResourceError(f"cannot make {folder}: {error.strerror}", hint="name another folder") from error

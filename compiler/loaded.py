@@ -14,7 +14,7 @@ from backends.base import Backend, Engine
 from compiler.artifact import Artifact, ChangedError, Manifest, open_artifact
 from compiler.signature import InputError, Signature
 from ir import PenstockError
-from ir.errors import MissingError, ResourceError, UntrustedError, UsageError
+from ir.errors import MissingError, ResourceError, UsageError
 
 __all__ = ["InputError", "LoadedModel", "load"]
 
@@ -90,9 +90,7 @@ class LoadedModel:
     def __enter__(self) -> LoadedModel:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
 
@@ -125,9 +123,7 @@ def load(
         return _load(path, threads, expect, engine_override)
 
 
-def _load(
-    path: str | os.PathLike[str], threads: int | None, expect: str | None, override: str | None
-) -> LoadedModel:
+def _load(path: str | os.PathLike[str], threads: int | None, expect: str | None, override: str | None) -> LoadedModel:
     artifact = open_artifact(path, expect)
     choice = artifact.manifest.engine
     backend = backends.backend(override or choice.name)
@@ -152,16 +148,8 @@ def _load(
 
 
 def _version(artifact: Artifact, backend: Backend) -> str:
-    """Version of the engine here; native payloads run on the one that made them and no other."""
-    choice, version = artifact.manifest.engine, backend.version()
+    """Version of the engine here; it may differ from the one that built the payload, ``facts`` names both."""
+    version = backend.version()
     if version is None:
-        raise MissingError(
-            f"{artifact.folder} runs on {backend.name}, which is not installed", hint=backend.install
-        )
-    if artifact.manifest.processor.native and (backend.name, version) != (choice.name, choice.version):
-        raise UntrustedError(
-            f"{artifact.folder} holds native code for {choice.name} {choice.version}, "
-            f"here is {backend.name} {version}",
-            hint=f"install {choice.name} {choice.version}, or compile the model again",
-        )
+        raise MissingError(f"{artifact.folder} runs on {backend.name}, which is not installed", hint=backend.install)
     return version

@@ -5,18 +5,21 @@ from __future__ import annotations
 import inspect
 import sys
 from collections import Counter
-from dataclasses import fields
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
 from backends import BACKENDS
 from compiler.artifact import AFTER, open_artifact
 from compiler.capture import capture, capture_file
+from compiler.files import read_ir, read_text
 from compiler.model_file import load_spec
 from compiler.pipeline import Pipeline
 from compiler.recipe import recipe as read_recipe
 from compiler.targets import load_targets, this_cpu
-from ir import Graph, Value, parse, verify
+from compiler.trial import usual_size
+from ir import Graph, Value
 from ir.copy import copy_graph
 from ir.errors import UsageError, nearest
 from passes import PASSES, parse_passes, show_pass
@@ -28,11 +31,7 @@ def read_graph(reference: str, trust_pickle: bool = False) -> Graph:
     if path.suffix == ".pt2":
         return capture_file(path, trust_pickle=trust_pickle)
     if path.suffix == ".ir":
-        if not path.is_file():
-            raise UsageError(f"no such file: {path}")
-        graph = parse(path.read_text(encoding="utf-8", errors="replace"))
-        verify(graph)
-        return graph
+        return read_ir(read_text(path))
     if path.suffix == ".penstock" or path.is_dir():
         return open_artifact(path).graph(AFTER)
     return capture(load_spec(reference))
@@ -45,6 +44,15 @@ def optimised(graph: Graph, recipe: str) -> Graph:
         found = read_recipe(recipe)
         next(iter(found.pipelines().values())).run(made)
     return made
+
+
+def sizes_to_price(graph: Graph, name: str, asked: Sequence[int], sizes: Mapping[str, int], usual: int) -> Sequence[int]:
+    """Sizes of a dim for an estimate: those asked for, else the usual one if the model has such a dim at all."""
+    if asked and name in sizes:
+        raise UsageError(f"--size {name}={sizes[name]} and --{name} say the same", hint="leave out one of them")
+    if asked or name not in graph.dims or name in sizes:
+        return asked
+    return (usual_size(graph.dims[name], usual),)
 
 
 def describe(graph: Graph) -> dict[str, Any]:
@@ -85,13 +93,18 @@ def describe_passes() -> list[dict[str, Any]]:
         {
             "name": p.name,
             "summary": p.summary,
-            "options": {f.name.replace("_", "-"): f.default for f in fields(p)},  # type: ignore[arg-type]
+            "options": {f.name.replace("_", "-"): _default(f) for f in fields(p)},  # type: ignore[arg-type]
             "tolerance": str(p.tolerance),
             "requires": sorted(fact.name for fact in p.requires),
             "gives": sorted(fact.name for fact in p.gives),
+            "breaks": sorted(fact.name for fact in p.breaks),
         }
         for p in PASSES
     ]
+
+
+def _default(option: Field[Any]) -> Any:
+    return option.default_factory() if option.default_factory is not MISSING else option.default
 
 
 def explain_pass(name: str) -> dict[str, Any]:
@@ -104,7 +117,8 @@ def explain_pass(name: str) -> dict[str, Any]:
     options = "\n".join(f"  {k} = {v!r}" for k, v in row["options"].items()) or "  none"
     row["text"] = (
         f"{show_pass(parse_passes(name, PASSES)[0])}\n\n{words}\n\noptions\n{options}\n"
-        f"numbers    {row['tolerance']}\nrequires   {', '.join(row['requires'])}\ngives      {', '.join(row['gives']) or 'nothing'}"
+        f"numbers    {row['tolerance']}\nrequires   {', '.join(row['requires'])}\ngives      {', '.join(row['gives']) or 'nothing'}\n"
+        f"breaks     {', '.join(row['breaks']) or 'nothing'}"
     )
     return row
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compiler.files import read_ir, read_tensors
 from compiler.instruments import counting, dumping, timing, verifying
-from compiler.pipeline import Instrument, PassRecord, Pipeline
-from ir import Fact, parse, show, verify
-from ir import weights as weight_files
-from ir.errors import UntrustedError, UsageError
+from compiler.pipeline import Instrument, PassRecord, Pipeline, check_runs
+from ir import Fact, show
 from passes import PASSES, parse_passes
 
 
@@ -28,26 +27,32 @@ class OptResult:
 
     def remarks(self) -> list[str]:
         """A line per remark."""
-        return [
-            f"{r.name}: {'applied' if said.applied else 'declined'}: {said.at}: {said.why}"
-            for r in self.records
-            for said in r.remarks
-        ]
+        return [line for record in self.records for line in record.lines()]
 
 
 def optimise_text(
-    file: Path, source: str | None, passes: str, weights: Path | None, dump: Path | None, print_after: str,
+    source: str, passes: str, weights: Path | None, dump: Path | None, print_after: str,
     echo: Callable[[str], object],
 ) -> OptResult:  # fmt: skip
     """Read IR text, verify it, run passes, verify after each.
 
+    Args:
+        source: IR text.
+        passes: as in a recipe; none when empty.
+        weights: safetensors file of the params.
+        dump: folder for the IR after each pass.
+        print_after: name of a pass; the IR after it goes to ``echo``.
+        echo: takes that text.
+
     Raises:
-        UsageError: the file or a pass does not exist.
+        UsageError: a file or a pass does not exist.
         ParseError: the text is not IR.
+        UntrustedError: the graph or the file of weights is faulty.
     """
     pipeline = Pipeline(*parse_passes(passes, PASSES))
-    graph = parse(source if source is not None else _text(file), _weights(weights))
-    verify(graph)
+    if print_after:
+        check_runs(print_after, pipeline)
+    graph = read_ir(source, read_tensors(weights) if weights is not None else None)
     watch: list[Instrument] = [counting, verifying(Fact.WELL_FORMED, Fact.TYPED)]
     if dump is not None:
         watch.append(dumping(dump))
@@ -55,25 +60,3 @@ def optimise_text(
         watch.append(dumping(Path(), print_after, echo))
     records = pipeline.run(graph, [*watch, timing])
     return OptResult(show(graph), records)
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot read {file}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UntrustedError(f"{file} is not text") from error
-
-
-def _weights(path: Path | None) -> weight_files.Weights | None:
-    if path is None:
-        return None
-    from safetensors import SafetensorError
-
-    try:
-        return weight_files.load(path)
-    except FileNotFoundError as error:
-        raise UsageError(f"no such file: {path}") from error
-    except SafetensorError as error:
-        raise UntrustedError(f"{path} is not a safetensors file: {error}") from error

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from ir import Fact, Graph
 from ir.copy import copy_graph, restore
-from ir.errors import PenstockError, UsageError, VerificationError
+from ir.errors import PenstockError, UsageError, VerificationError, nearest
 from passes import Pass, Remark, Samples, show_pass
 
 Columns: TypeAlias = dict[str, int | float | str]
@@ -44,6 +44,10 @@ class PassRecord:
     def declined(self) -> int:
         """Number of matches that were left alone."""
         return sum(not r.applied for r in self.remarks)
+
+    def lines(self) -> list[str]:
+        """A line of text per remark."""
+        return [f"{self.name}: {'applied' if r.applied else 'declined'}: {r.at}: {r.why}" for r in self.remarks]
 
 
 class Pipeline:
@@ -105,3 +109,14 @@ class Pipeline:
             error.add_note(f"in pass {position} of {len(self.passes)}: {pass_.name}")
             raise
         return PassRecord(show_pass(pass_), graph.version - version, remarks, columns)
+
+
+def check_runs(name: str, *pipelines: Pipeline) -> None:
+    """Check that a pass of this name is run.
+
+    Raises:
+        UsageError: it is not; the nearest name is suggested.
+    """
+    names = list(dict.fromkeys(p.name for pipeline in pipelines for p in pipeline.passes))
+    if name not in names:
+        raise UsageError(f"no pass {name!r} is run", hint=nearest(name, names) if names else "no pass is run at all")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +24,23 @@ PRESETS: Mapping[str, str] = {
     "fp32": f"{CLEAN}, mark-fusion",
     "bf16": f"{CLEAN}, cast-compute, merge-common-nodes, drop-dead-nodes, mark-fusion",
     "int8": f"{CLEAN}, quantize, merge-common-nodes, drop-dead-nodes, mark-fusion",
+    "int8-attention": f"{CLEAN}, quantize, quantize-attention, merge-common-nodes, drop-dead-nodes, mark-fusion",
 }
-AUTO = ("fp32", "bf16", "int8")
+AUTO = ("fp32", "bf16", "int8", "int8-attention")
 """What ``auto`` tries, each measured on its own; the fastest within the loss bound stays."""
 
-_MAX_BYTES = 1 << 20
-_KEYS = {"version": int, "passes": (str, list), "engine": str, "target": str, "threads": int, "max_loss": (int, float)}
+_VERSION = 1
+_MAX_BYTES = 1 << 16
+_KEYS: Mapping[str, tuple[type, ...]] = {
+    "version": (int,),
+    "passes": (str, list),
+    "target": (str,),
+    "engine": (str,),
+    "threads": (int,),
+    "max_loss": (int, float),
+    "check": (str,),
+    "seconds": (int, float),
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +50,7 @@ class Recipe:
     Attributes:
         name: preset, file or ``custom``.
         passes: per variant, the passes as text. More than one variant: all are tried.
-        settings: engine, target, threads, max_loss, where the recipe says so.
+        settings: of ``compile``, where the recipe says so.
     """
 
     name: str
@@ -51,8 +63,8 @@ class Recipe:
 
     def text(self) -> str:
         """YAML that reads back as this recipe."""
-        only = next(iter(self.passes.values())) if len(self.passes) == 1 else self.name
-        return yaml.safe_dump({"version": 1, **self.settings, "passes": only}, sort_keys=False, width=1000)
+        only = next(iter(self.passes.values())) if len(self.passes) == 1 else "auto"
+        return yaml.safe_dump({"version": _VERSION, **self.settings, "passes": only}, sort_keys=False, width=1000)
 
 
 def recipe(reference: str) -> Recipe:
@@ -61,47 +73,66 @@ def recipe(reference: str) -> Recipe:
     Raises:
         UsageError: no such preset, file, pass or option; unknown key.
     """
-    if reference == "auto":
-        return Recipe("auto", {name: PRESETS[name] for name in AUTO}, {})
-    if reference in PRESETS:
-        return Recipe(reference, {reference: PRESETS[reference]}, {})
     if reference.endswith((".yaml", ".yml")):
         return _from_file(Path(reference))
-    names = {p.name for p in PASSES}
-    first = reference.partition("{")[0].partition(",")[0].strip()
-    if first in names:
-        parse_passes(reference, PASSES)
-        return Recipe("custom", {"custom": reference}, {})
-    known = ["auto", *PRESETS, *sorted(names)]
-    raise UsageError(f"there is no recipe {reference!r}", hint=nearest(first, known))
+    return _from_text(reference)
+
+
+def _from_text(text: str) -> Recipe:
+    """A preset, or passes."""
+    if text == "auto":
+        return Recipe("auto", {name: PRESETS[name] for name in AUTO}, {})
+    if text in PRESETS:
+        return Recipe(text, {text: PRESETS[text]}, {})
+    names = [p.name for p in PASSES]
+    first = text.partition("{")[0].partition(",")[0].strip()
+    if first not in names:
+        known = ["auto", *PRESETS, *names]
+        raise UsageError(f"there is no recipe {reprlib.repr(text)}", hint=nearest(first[:40], known))
+    Pipeline(*parse_passes(text, PASSES))
+    return Recipe("custom", {"custom": text}, {})
 
 
 def _from_file(path: Path) -> Recipe:
+    raw = _read(path)
+    settings = {}
+    for written, value in raw.items():
+        key = str(written).replace("-", "_")
+        if key not in _KEYS:
+            known = [name.replace("_", "-") for name in _KEYS]
+            raise UsageError(
+                f"recipe {path}: unknown key {reprlib.repr(written)}", hint=nearest(str(written)[:40], known)
+            )
+        if not isinstance(value, _KEYS[key]) or isinstance(value, bool):
+            wanted = " or ".join(kind.__name__ for kind in _KEYS[key])
+            raise UsageError(f"recipe {path}: {written} takes {wanted}, not {reprlib.repr(value)}")
+        settings[key] = value
+    if settings.pop("version", None) != _VERSION:
+        raise UsageError(
+            f"recipe {path}: version is {raw.get('version')!r}, this Penstock reads {_VERSION}",
+            hint=f"write version: {_VERSION}",
+        )
+    passes = settings.pop("passes", "auto")
+    if isinstance(passes, list) and not all(isinstance(p, str) for p in passes):
+        raise UsageError(f"recipe {path}: passes is a list of texts such as quantize{{keep=2}}")
+    try:
+        base = _from_text(passes if isinstance(passes, str) else ", ".join(passes))
+    except UsageError as error:
+        raise UsageError(f"recipe {path}: {error.what}", hint=error.hint) from error
+    return Recipe(path.stem, base.passes, settings)
+
+
+def _read(path: Path) -> dict[Any, Any]:
+    if not path.is_file():
+        raise UsageError(f"no such recipe: {path}")
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise UsageError(f"recipe {path} is larger than {_MAX_BYTES} bytes")
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read recipe {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or no such date
         raise UsageError(f"recipe {path} is not YAML: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(raw, dict):
-        raise UsageError(f"recipe {path} is not a mapping", hint="write keys such as passes: and max_loss:")
-    for key, value in raw.items():
-        if key not in _KEYS:
-            raise UsageError(f"recipe {path}: unknown key {key!r}", hint=nearest(str(key), list(_KEYS)))
-        if not isinstance(value, _KEYS[key]) or isinstance(value, bool):  # type: ignore[arg-type]
-            raise UsageError(f"recipe {path}: {key} has the wrong type: {value!r}")
-    if raw.get("version") != 1:
-        raise UsageError(f"recipe {path}: version is {raw.get('version')!r}, this Penstock reads 1", hint="version: 1")
-    base = recipe(_passes_text(raw.get("passes", "auto"), path))
-    settings = {k: v for k, v in raw.items() if k not in ("version", "passes")}
-    return Recipe(path.stem, base.passes, settings)
-
-
-def _passes_text(passes: Any, path: Path) -> str:
-    if isinstance(passes, str):
-        return passes
-    if all(isinstance(p, str) for p in passes):
-        return ", ".join(passes)
-    raise UsageError(f"recipe {path}: passes is a list of texts such as quantize{{keep=2}}")
+        raise UsageError(f"recipe {path} is not a mapping", hint="write keys such as passes: and max-loss:")
+    return raw

@@ -12,8 +12,10 @@ from torch.utils import _pytree as pytree
 from compiler.compare import Distance, distance
 from compiler.eager import run_eager
 from compiler.inputs import bind_inputs, flatten_inputs
+from compiler.refusals import first_line, place_of
 from compiler.spec import Metric, ModelSpec
 from ir import Graph
+from ir.errors import PenstockError, UsageError
 
 Tensors = Mapping[str, torch.Tensor]
 Runner = Callable[[Tensors], Tensors]
@@ -42,15 +44,29 @@ class Reference:
     """Runs the original in eager mode on the samples, once, and judges others by its answers."""
 
     def __init__(self, spec: ModelSpec, graph: Graph) -> None:
+        """Run the original on the samples.
+
+        Raises:
+            UsageError: a calibration input does not fit the model; the metric cannot be called.
+        """
+        if spec.metric is not None and not callable(spec.metric):
+            raise UsageError(f"the metric is {type(spec.metric).__name__}, not a function of a model")
         self._spec = spec
         self._names = [o.name for o in graph.outputs if o.kind == "output"]
         sets = [*spec.calibration] or [spec.example_inputs]
         self.samples: list[dict[str, torch.Tensor]] = [
             {**graph.initial, **flatten_inputs(bind_inputs(spec.model, s).named)} for s in sets
         ]
-        self.answers = [self._eager(s) for s in sets]
+        self.answers = [self._answer(s, count) for count, s in enumerate(sets)]
         self.example = {**graph.initial, **flatten_inputs(bind_inputs(spec.model, spec.example_inputs).named)}
         self._base: float | None = None
+
+    def _answer(self, inputs: Mapping[str, Any], count: int) -> dict[str, torch.Tensor]:
+        try:
+            return self._eager(inputs)
+        except (RuntimeError, ValueError, TypeError, LookupError) as error:
+            told = f"{type(error).__name__}: {first_line(str(error))}"
+            raise UsageError(f"the model fails on calibration input {count}: {told}", where=str(place_of(error))) from error
 
     def _eager(self, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         bound = bind_inputs(self._spec.model, inputs)
@@ -83,8 +99,18 @@ class Reference:
     def base(self) -> float | None:
         """The original's value of the metric."""
         if self._base is None and self.metric is not None:
-            self._base = float(self.metric(lambda **inputs: self._eager(inputs)))
+            self._base = self._measure(self.metric, lambda **inputs: self._eager(inputs))
         return self._base
+
+    @staticmethod
+    def _measure(metric: Metric, run: Callable[..., Tensors]) -> float:
+        try:
+            return float(metric(run))
+        except PenstockError:
+            raise
+        except Exception as error:
+            told = f"{type(error).__name__}: {first_line(str(error))}"
+            raise UsageError(f"the metric failed: {told}", where=str(place_of(error))) from error
 
     def judge(self, run: Runner) -> Loss:
         """Loss of an engine: on the samples, and by the metric when there is one."""
@@ -96,7 +122,7 @@ class Reference:
         base = self.base()
         if self.metric is None or base is None:
             return Loss(worst.loss, worst.cosine, worst.max_abs)
-        got = float(self.metric(lambda **inputs: run(flatten_inputs(inputs))))
+        got = self._measure(self.metric, lambda **inputs: run(flatten_inputs(inputs)))
         drop = max(0.0, (base - got) / max(abs(base), 1e-12)) if got == got else float("inf")
         return Loss(drop, worst.cosine, worst.max_abs, got, base)
 

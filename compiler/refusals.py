@@ -26,12 +26,15 @@ from ir.exported import import_program, short_path
 
 _TORCH = str(Path(torch.__file__).parent) + os.sep
 _HERE = str(Path(__file__).parent) + os.sep
+_LOGGING = str(Path(logging.__file__).parent) + os.sep
 _QUOTED_FRAME = re.compile(r'File "([^"]+)", line (\d+), in \S+\n\s*(.*)')
+_QUOTED_ERROR = re.compile(r"""got \w+\((["'])(.*?)\1\)""")
 _MISSING_FAKE = re.compile(r"(?:operator|op|for) ['`]?([a-z_]\w*(?:::|\.)\w+(?:\.\w+)?)")
 
 _LOOP = "loop a fixed number of times, work on all rows at once, or use torch.while_loop"
 _BRANCH = "use torch.cond(pred, then, otherwise, operands) or torch.where"
 _VALUE = "keep it a tensor; a size taken from data needs torch._check(low <= n) right after it"
+_EXPERTS = 'build the model with experts_implementation="batched_mm"'
 _FAKE = 'tell torch its result shapes: @torch.library.register_fake("{op}")'
 
 
@@ -82,9 +85,9 @@ def collect_faults(export: Callable[[], ExportedProgram], error: Exception) -> l
             import_program(program, "draft")
         except UnsupportedError as refused:
             found += _entries(refused)
-    elif not watcher.faults or not _seen(watcher.faults, place_of(last)):
+    elif watcher.faults and not _seen(watcher.faults, place_of(last)):
         found.append(str(fault_of(last)))
-    if not found:
+    if not found:  # real values got it no further: the first error says it best
         found.append(str(fault_of(error)))
     return list(dict.fromkeys(found))
 
@@ -108,26 +111,25 @@ def fault_of(error: Exception) -> Fault:
         return _data_dependent(place)
     if "UnsupportedOperator" in kind or "Meta" in text or "fake impl" in text or "register_fake" in text:
         operator = _MISSING_FAKE.search(text)
-        name = operator.group(1).replace(".default", "") if operator else "an operator"
+        name = operator.group(1).removesuffix(".default") if operator else "an operator"
         return Fault(f"{name} has no shape rule (fake kernel)", place, _FAKE.format(op=name))
     if "Unsupported output" in text or "Unsupported input" in text or "not a known type" in text.lower():
-        return Fault(
-            _first_line(text), place, "return tensors only (transformers: use_cache=False; or wrap the model)"
-        )
-    if "cond" in text and ("alias" in text or "branch" in text):
-        return Fault(
-            f"torch.cond: {_first_line(text)}",
-            place,
-            "both branches return fresh tensors of equal shape and dtype: .clone() what passes through",
-        )
+        found = re.search(r"<class '([^']+)'>", text)
+        what = f"a {found[1].rpartition('.')[2]} among the inputs or outputs" if found else first_line(text)
+        return Fault(what, place, "use tensors only (transformers: use_cache=False; or wrap the model)")
+    if "torch.cond" in text or "while_loop" in text:
+        told = "both branches (or each round) return fresh tensors of equal shape, dtype and strides"
+        return Fault(first_line(text), place, f"{told}: .clone() what passes through")
     if isinstance(error, ValueError) and "unpack" in text or "unbind" in text or "iterat" in text:
         return Fault("a loop over a tensor whose length depends on the data", place, _LOOP)
-    return Fault(f"{kind}: {_first_line(text)}", place, "rewrite this line with plain tensor operations")
+    return Fault(f"{kind}: {first_line(text)}", place, "rewrite this line with plain tensor operations")
 
 
 def _data_dependent(place: Place) -> Fault:
     """The line itself tells best what was meant."""
     code = place.code
+    if "expert" in code and "transformers/" in place.where:
+        return Fault("a choice of experts that depends on the data", place, _EXPERTS)
     if re.match(r"for\b|while\b", code):
         return Fault("a loop that depends on the data", place, _LOOP)
     if re.match(r"(?:el)?if\b|assert\b", code) or " if " in code:
@@ -148,7 +150,7 @@ def place_of(error: BaseException) -> Place:
 
 def _innermost(frames: Sequence[tuple[str, int, str]]) -> Place:
     """The last line outside of torch and of this package; with its caller when that is a library's."""
-    own = [f for f in frames if not f[0].startswith((_TORCH, _HERE, "<")) and "/importlib/" not in f[0]]
+    own = [f for f in frames if not f[0].startswith((_TORCH, _HERE, _LOGGING, "<")) and "/importlib/" not in f[0]]
     if not own:
         return Place()
     name, line, code = own[-1]
@@ -160,7 +162,11 @@ def _innermost(frames: Sequence[tuple[str, int, str]]) -> Place:
     return Place(where, code.strip())
 
 
-def _first_line(text: str) -> str:
+def first_line(text: str) -> str:
+    """Where the message of an error says what is wrong; torch adds paragraphs of advice."""
+    quoted = _QUOTED_ERROR.search(text)
+    if quoted is not None:
+        return quoted.group(2).strip()
     return next((line.strip() for line in text.splitlines() if line.strip()), "no message")
 
 
@@ -182,7 +188,7 @@ class _Watcher(logging.Handler):
             fault = _data_dependent(self._place())
         for key in ("missing_fake_kernel", "mismatched_fake_kernel"):
             if key in metadata:
-                op = str(metadata[key]["op"]).replace("::", ".")
+                op = str(metadata[key]["op"]).replace("::", ".", 1).removesuffix(".default").replace(".", "::", 1)
                 what = "has no" if key.startswith("missing") else "has a wrong"
                 fault = Fault(f"{op} {what} shape rule (fake kernel)", self._place(), _FAKE.format(op=op))
         if fault is not None and fault not in self.faults:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -58,12 +60,30 @@ def read_settings(given: Mapping[str, Any]) -> Settings:
     for key in given:
         if key not in known:
             raise UsageError(f"compile has no setting {key!r}", hint=nearest(key, known))
-    from_recipe = recipe(str(given.get("recipe", "auto"))).settings
-    settings = Settings(**{**from_recipe, **given})
+    hints = typing.get_type_hints(Settings)
+    values = {key: _typed(key, value, hints[key]) for key, value in given.items()}
+    from_recipe = recipe(values.get("recipe", Settings.recipe)).settings
+    settings = Settings(**{**from_recipe, **values})
     if settings.check not in CHECKS:
         raise UsageError(f"check is {settings.check!r}", hint=nearest(settings.check, list(CHECKS)))
     if not 0 <= settings.max_loss <= 2:
         raise UsageError(f"max_loss is {settings.max_loss}, not between 0 and 2")
     if settings.threads is not None and not 1 <= settings.threads <= 1024:
         raise UsageError(f"threads is {settings.threads}, not between 1 and 1024")
+    if not 0 <= settings.seconds <= 3600:
+        raise UsageError(f"seconds is {settings.seconds}, not between 0 and 3600")
     return settings
+
+
+def _typed(name: str, value: Any, want: Any) -> Any:
+    kinds = typing.get_args(want) or (want,)
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if Path in kinds and isinstance(value, str):
+        return Path(value)
+    if isinstance(value, int) and not isinstance(value, bool) and float in kinds:
+        return float(value)
+    if isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool)):
+        return value
+    told = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
+    raise UsageError(f"{name} takes {told}, not {value!r}")

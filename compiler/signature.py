@@ -145,9 +145,7 @@ class Signature:
         """Every input by its own name, from arguments by position, by name, or by ``state:NAME``."""
         names = list(self._names)
         if len(args) > len(names):
-            raise InputError(
-                f"{len(args)} inputs were given, the model takes {len(names)}: {', '.join(names)}"
-            )
+            raise InputError(f"{len(args)} inputs were given, the model takes {len(names)}: {', '.join(names)}")
         given: dict[str, Any] = dict(zip(names, args, strict=False))
         states = {slot.name for slot in self._slots if slot.port.kind == "state"}
         for key, value in kwargs.items():
@@ -178,9 +176,7 @@ class Signature:
         return f"{name} = {size} is not within {self._dims[name]}"
 
     def _first(self, name: str) -> str:
-        return next(
-            f'input "{slot.name}"' for slot in self._slots if any(name == free[1] for free in slot.free)
-        )
+        return next(f'input "{slot.name}"' for slot in self._slots if any(name == free[1] for free in slot.free))
 
 
 def _slots(ports: Sequence[Port], dims: Mapping[str, DimRange]) -> tuple[_Slot, ...]:

@@ -8,17 +8,18 @@ from typing import Any
 
 import torch
 
-from compiler.artifact import Manifest, storage_errors
+from compiler.artifact import Manifest
 from compiler.capture import capture
+from compiler.files import writing
 from compiler.inputs import flatten_inputs
 from compiler.loaded import LoadedModel
 from compiler.measure import interleave, torch_threads
 from compiler.reference import Reference
 from compiler.spec import ModelSpec
-from ir import evaluate
+from ir import DimRange, evaluate
 from ir import weights as weight_files
 from ir.dims import parse_dim, symbols_of
-from ir.errors import UntrustedError, UsageError, nearest
+from ir.errors import UsageError, nearest
 from ir.types import DTYPE_NAMES, DTYPES
 
 
@@ -37,9 +38,7 @@ def random_inputs(
             raise UsageError(f"{name}={size} is out of range: {name} is in {manifest.dims[name]}")
     chosen = {}
     for name, bounds in manifest.dims.items():
-        usual = 16 if "seq" in name else 1
-        top = bounds.max if bounds.max is not None else max(usual, bounds.min)
-        chosen[name] = sizes.get(name, min(max(usual, bounds.min), top))
+        chosen[name] = sizes.get(name, usual_size(bounds, 16 if "seq" in name else 1))
     generator = torch.Generator().manual_seed(seed)
     made = {}
     for port in manifest.inputs:
@@ -55,32 +54,21 @@ def random_inputs(
     return made
 
 
+def usual_size(bounds: DimRange, wanted: int) -> int:
+    """The size next to the wanted one that a dim may have."""
+    size = max(wanted, bounds.min)
+    return size if bounds.max is None else min(size, bounds.max)
+
+
 def _size(text: str, sizes: Mapping[str, int]) -> int:
     dim = parse_dim(text)
     return evaluate(dim, {name: sizes.get(name, 1) for name in symbols_of(dim)})
 
 
-def read_inputs(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a safetensors file.
-
-    Raises:
-        UsageError: no such file.
-        UntrustedError: it is no safetensors file.
-    """
-    from safetensors import SafetensorError
-
-    if not path.is_file():
-        raise UsageError(f"no such file: {path}")
-    try:
-        return dict(weight_files.load(path))
-    except SafetensorError as error:
-        raise UntrustedError(f"{path} is not a safetensors file: {error}") from error
-
-
 def write_outputs(outputs: Mapping[str, torch.Tensor], path: Path) -> None:
     """Write a safetensors file."""
-    with storage_errors(path):
-        weight_files.save(outputs, path)
+    with writing(path) as file:
+        weight_files.save(outputs, file)
 
 
 def summary(tensors: Mapping[str, torch.Tensor]) -> list[dict[str, Any]]:
@@ -89,17 +77,22 @@ def summary(tensors: Mapping[str, torch.Tensor]) -> list[dict[str, Any]]:
         {
             "name": name,
             "type": f"{DTYPE_NAMES[t.dtype]}{list(t.shape)}",
-            "mean": float(t.double().mean()) if t.numel() else 0.0,
-            "norm": float(t.double().norm()),
+            "mean": float(_double(t).mean()) if t.numel() else 0.0,
+            "norm": float(_double(t).norm()),
         }
         for name, t in tensors.items()
     ]
 
 
+def _double(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.view_as_real(tensor).double() if tensor.is_complex() else tensor.double()
+
+
 def time_artifact(
     model: LoadedModel, spec: ModelSpec | None, sizes: Mapping[str, int], threads: int | None, seconds: float
 ) -> dict[str, Any]:
-    """Time an artifact, and the original interleaved with it when there is one."""
+    """Time an artifact, and the original interleaved with it, on as many threads, when there is one."""
+    threads = model.manifest.engine.threads if threads is None else threads
     if spec is not None and sizes:
         raise UsageError("--vs times on the model's own example inputs; it does not go with --size")
     if spec is None:
@@ -108,7 +101,8 @@ def time_artifact(
     else:
         graph = capture(spec)
         reference = Reference(spec, graph)
-        inputs = {n: t for n, t in reference.example.items() if any(p.name == n for p in model.manifest.inputs)}
+        _same_outputs(model, reference)
+        inputs = dict(reference.example)
         calls = {"eager": reference.eager_call(), "engine": lambda: model(**inputs)}
     with torch_threads(threads) as used:
         found = interleave(calls, seconds)
@@ -130,8 +124,16 @@ def time_artifact(
 def verify_artifact(model: LoadedModel, spec: ModelSpec) -> dict[str, Any]:
     """Loss of an artifact against the original."""
     reference = Reference(spec, capture(spec))
+    _same_outputs(model, reference)
     found = reference.judge(lambda inputs: model(**flatten_inputs(inputs)))
     return {
         "loss": found.loss, "cosine": found.cosine, "max_abs": found.max_abs, "metric": found.metric, "base": found.base,
         "samples": len(reference.samples),
     }  # fmt: skip
+
+
+def _same_outputs(model: LoadedModel, reference: Reference) -> None:
+    missing = set(reference.answers[0]) - {port.name for port in model.manifest.outputs}
+    if missing:
+        told = ", ".join(sorted(missing))
+        raise UsageError(f"{model.manifest.name} was made from another model: it has no output {told}")

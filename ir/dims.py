@@ -7,6 +7,7 @@ list of functions.
 from __future__ import annotations
 
 import ast
+import operator
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -30,7 +31,13 @@ _FUNCTIONS: Mapping[str, Callable[..., sympy.Expr]] = {
     "ToFloat": torch_functions.ToFloat,
     "FloorToInt": torch_functions.FloorToInt,
 }
-_DATA_SYMBOL = re.compile(r"(u|zuf)\d+")
+_OPERATIONS: Mapping[type[ast.operator], Callable[..., sympy.Expr]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+_DATA_SYMBOL = re.compile(r"u_any|(u|zuf)\d+")
 _MAX_TEXT = 400
 _MAX_POWER = 16
 
@@ -113,36 +120,32 @@ def parse_dim(text: str) -> Dim:
     """Read what ``show_dim`` wrote; anything else is a ParseError, never code."""
     if len(text) > _MAX_TEXT:
         raise ParseError(f"dimension of {len(text)} characters is longer than {_MAX_TEXT}")
-    if text.isdigit():
-        return int(text)
     try:
         tree = ast.parse(text.strip(), mode="eval").body
-        return simplify(_read(tree))
-    except (SyntaxError, TypeError, ValueError, RecursionError, ZeroDivisionError) as error:
+        dim = simplify(_read(tree, _MAX_POWER))
+    except (ArithmeticError, AssertionError, RecursionError, SyntaxError, TypeError, ValueError) as error:
         raise ParseError(f"not a dimension: {text!r}") from error
+    if not isinstance(dim, int) and dim.has(sympy.nan, sympy.zoo, sympy.oo):
+        raise ParseError(f"not a dimension: {text!r} divides by zero")
+    return dim
 
 
-def _read(tree: ast.expr) -> sympy.Expr:
+def _read(tree: ast.expr, powers: int) -> sympy.Expr:
+    """``powers`` is how much nested exponents may multiply to: a short text must not mean a huge number."""
     match tree:
         case ast.Constant(value=int(number)) if not isinstance(number, bool):
             return sympy.Integer(number)
         case ast.Name(id=name):
             return symbol(name)
         case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -_read(operand)
-        case ast.BinOp(left=left, op=ast.Add(), right=right):
-            return _read(left) + _read(right)
-        case ast.BinOp(left=left, op=ast.Sub(), right=right):
-            return _read(left) - _read(right)
-        case ast.BinOp(left=left, op=ast.Mult(), right=right):
-            return _read(left) * _read(right)
-        case ast.BinOp(left=left, op=ast.Div(), right=right):
-            return _read(left) / _read(right)
+            return -_read(operand, powers)
+        case ast.BinOp(left=left, op=operation, right=right) if type(operation) in _OPERATIONS:
+            return _OPERATIONS[type(operation)](_read(left, powers), _read(right, powers))
         case ast.Call(func=ast.Name(id="Pow"), args=[base, exponent], keywords=[]):
-            power = _read(exponent)
-            if not power.is_Integer or abs(int(power)) > _MAX_POWER:
+            power = _read(exponent, 1)
+            if not power.is_Integer or abs(int(power)) > powers:
                 raise ValueError("power out of range")
-            return _read(base) ** power
+            return _read(base, powers // max(abs(int(power)), 1)) ** power
         case ast.Call(func=ast.Name(id=name), args=arguments, keywords=[]) if name in _FUNCTIONS:
-            return _FUNCTIONS[name](*(_read(a) for a in arguments))
+            return _FUNCTIONS[name](*(_read(a, powers) for a in arguments))
     raise ValueError(ast.dump(tree))

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from ir.core import Arg, Block, Graph, Node, Origin, Output, Value
-from ir.dims import DimRange, evaluate, is_data_symbol, simplify, symbol
+from ir.dims import DimRange, evaluate, is_data_symbol, simplify, symbol, symbols_of
 from ir.errors import IRError, UnsupportedError
 from ir.ops import COND, RETURN, WHILE, Op, op_of
 from ir.types import NoneType, ScalarType, TensorType, Type
@@ -83,9 +84,8 @@ class _Importer:
             self._argument(node, spec, mutated, env)
         self._block(self._program.graph_module, self._graph.body, env)
         if self._faults:
-            raise UnsupportedError(
-                f"{len(self._faults)} construct(s) of the model cannot be carried:\n" + "\n".join(self._faults)
-            )
+            faults = list(dict.fromkeys(self._faults))
+            raise UnsupportedError(f"{len(faults)} construct(s) of the model cannot be carried:\n" + "\n".join(faults))
         return self._graph
 
     def _argument(self, node: fx.Node, spec: Any, mutated: set[Any], env: dict[fx.Node, Any]) -> None:
@@ -138,8 +138,8 @@ class _Importer:
         target: Any = node.target
         if getattr(target, "__name__", "") == "getitem" and isinstance(node.args[0], fx.Node):
             source = env.get(node.args[0])
-            if isinstance(source, tuple):
-                env[node] = source[node.args[1]]
+            if source is None or isinstance(source, tuple):  # None: a fault that was told already
+                env[node] = None if source is None else source[node.args[1]]
                 return
         origin = origin_of(node)
         kind = _REGION_OPS.get(target.name()) if isinstance(target, torch._ops.HigherOrderOperator) else None
@@ -152,17 +152,27 @@ class _Importer:
             self._fault(node, origin)
             env[node] = None
             return
+        value = node.meta.get("val")
+        if isinstance(value, (tuple, list)) and any(isinstance(v, (tuple, list)) for v in value):
+            self._faults.append(
+                f"  - {operation.name} at {origin}: a list among its results\n    hint: write it otherwise"
+            )
+            env[node] = None
+            return
+        args = [self._arg(a, env) for a in node.args]
+        if operation.name == "aten._assert_scalar.default":  # its text speaks of torch's symbols
+            args[1] = re.sub(r"\bs\d+\b", lambda m: self._name(m.group()), str(args[1]))
         made = self._graph.insert(
             operation,
-            *(self._arg(a, env) for a in node.args),
+            *args,
             block=block,
             origin=origin,
-            types=self._types(operation, node.meta.get("val")),
+            types=self._types(operation, value),
             name=node.name,
             kwargs={k: self._arg(a, env) for k, a in node.kwargs.items()},
         )
         self._graph.typer.remember(made)
-        many = isinstance(node.meta.get("val"), (tuple, list))
+        many = isinstance(value, (tuple, list))
         env[node] = made.results if many else (made.results[0] if made.results else None)
 
     def _fault(self, node: fx.Node, origin: Origin) -> None:
@@ -198,7 +208,8 @@ class _Importer:
         return block
 
     def _outputs(self, node: fx.Node, block: Block, env: dict[fx.Node, Any]) -> None:
-        values = [self._arg(a, env) for a in node.args[0]]
+        given: Any = node.args[0]
+        values = [self._arg(a, env) for a in (given if isinstance(given, (tuple, list)) else (given,))]
         if block is not self._graph.body:
             self._graph.returns(*values, block=block)
             return
@@ -272,7 +283,7 @@ def origin_of(node: fx.Node) -> Origin:
     path = str(stack[-1][0]) if stack else ""
     path = "" if path.startswith("_empty_nn_module_stack") else path
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    own = [frame for frame in frames if not frame[0].startswith(_TORCH)]  # the user's line, not torch's own
+    own = [frame for frame in frames if not frame[0].startswith((_TORCH, "torch/", "<"))]  # not torch's, not generated
     line = f"{short_path(own[-1][0])}:{own[-1][1]}" if own else ""
     return Origin(path, line)
 
@@ -394,18 +405,50 @@ def to_exported(graph: Graph, inputs: Mapping[str, torch.Tensor] | None = None) 
     """
     sample = dict(inputs) if inputs is not None else example_inputs(graph)
     order = list(_runtime_arguments(graph))
-    module = to_module(graph)
-    shapes = [
+    given = tuple(sample[name] for name, _ in order)
+    refused: Exception | None = None
+    # named dims keep the ranges, and leave no size arithmetic behind; torch does not take them everywhere
+    for shapes, deferred in ((_named_shapes(graph), False), (_free_shapes(graph), True)):
+        try:
+            with torch.no_grad():
+                return torch.export.export(
+                    to_module(graph),
+                    given,
+                    dynamic_shapes=shapes if order else None,
+                    prefer_deferred_runtime_asserts_over_guards=deferred,
+                )
+        except Exception as error:  # noqa: BLE001  (torch raises many kinds; the last one is told)
+            refused = error
+    raise IRError(f"torch.export does not take the graph back: {refused}") from refused
+
+
+def _free_shapes(graph: Graph) -> tuple[Any, ...]:
+    return tuple(
         {axis: torch.export.Dim.AUTO for axis, dim in enumerate(v.tensor.shape) if not isinstance(dim, int)} or None
-        for _, v in order
-    ]
-    try:
-        with torch.no_grad():
-            return torch.export.export(
-                module,
-                tuple(sample[name] for name, _ in order),
-                dynamic_shapes=tuple(shapes) if order else None,
-                prefer_deferred_runtime_asserts_over_guards=True,
-            )
-    except Exception as error:
-        raise IRError(f"torch.export does not take the graph back: {error}") from error
+        for _, v in _runtime_arguments(graph)
+    )
+
+
+def _named_shapes(graph: Graph) -> tuple[Any, ...]:
+    """Dims by name, with their ranges; what is not linear in one of them is left to torch."""
+    made: dict[str, Any] = {}
+    for name, bounds in graph.dims.items():
+        with contextlib.suppress(Exception):  # not every name is one for torch
+            made[name] = torch.export.Dim(name, min=bounds.min, max=bounds.max)
+
+    def read(dim: Any) -> Any:
+        names = symbols_of(dim)
+        if len(names) != 1 or not names <= made.keys():
+            return torch.export.Dim.AUTO
+        (name,) = names
+        offset = evaluate(dim, {name: 0})
+        factor = evaluate(dim, {name: 1}) - offset
+        if evaluate(dim, {name: 1000}) != factor * 1000 + offset or factor < 1:
+            return torch.export.Dim.AUTO
+        scaled = made[name] if factor == 1 else factor * made[name]
+        return scaled + offset if offset else scaled
+
+    return tuple(
+        {axis: read(dim) for axis, dim in enumerate(v.tensor.shape) if not isinstance(dim, int)} or None
+        for _, v in _runtime_arguments(graph)
+    )

@@ -20,7 +20,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
 
-from ir.dims import Dim, DimRange, simplify, symbol
+from ir.dims import Dim, DimRange, show_dim, simplify, symbol
 from ir.errors import IRError
 from ir.ops import COND, RETURN, WHILE
 from ir.types import NoneType, ScalarType, TensorType, Type
@@ -74,26 +74,29 @@ class Typer:
                 kwargs = {k: self._fake(v) for k, v in node.kwargs.items()}
                 results = node.op.target(*args, **kwargs)
         except Exception as error:
+            self._env = None  # it may remember what it took for granted on the way
             raise IRError(
                 f"{node.op.name} does not accept {', '.join(map(_describe, node.args))}: {_first_line(error)}",
                 where=str(node.origin),
             ) from error
         fixed = {s: e for s, e in self._env.replacements.items() if s not in before and s in self._names}
         if fixed:
-            told = ", ".join(f"{self._names[s]} = {e}" for s, e in fixed.items())
-            for s in fixed:  # the env must not remember the accident
-                del self._env.replacements[s]
+            told = ", ".join(f"{self._names[s]} = {show_dim(self._named(e))}" for s, e in fixed.items())
+            self._env = None  # it must not remember the accident
             raise IRError(f"{node.op.name} holds only for {told}", where=str(node.origin))
         if results is None and node.op.target is not None:
             schema = getattr(node.op.target, "_schema", None)
             if schema is not None and not schema.returns:
                 return ()
+        # a float or bool is stood for by one value: an int that was made of it is not known
+        known = all(v.type.kind == "int" for v in node.operands if isinstance(v.type, ScalarType))
         if isinstance(results, (tuple, list)):
-            return tuple(self._read(r) for r in results)
-        return (self._read(results),)
+            return tuple(self._read(r, known) for r in results)
+        return (self._read(results, known),)
 
     def _prepare(self) -> None:
         if self._env is None:
+            self._known, self._names = {}, {}
             self._env = ShapeEnv(specialize_zero_one=False, duck_shape=False)
             self._mode = FakeTensorMode(shape_env=self._env, allow_non_fake_inputs=True)
         for name, bounds in self._dims.items():
@@ -133,9 +136,10 @@ class Typer:
     def _from_env(self, size: Any) -> Dim:
         if isinstance(size, int):
             return size
-        expression = simplify(size.node.expr)
-        if isinstance(expression, int):
-            return expression
+        return self._named(size.node.expr)
+
+    def _named(self, expression: sympy.Expr) -> Dim:
+        """An expression over the symbols of the env, over our own."""
         table = {}
         for free in expression.free_symbols:
             if free not in self._names:  # made by the operator: a size that depends on the data
@@ -161,13 +165,13 @@ class Typer:
             return 1.5 if type_.kind == "float" else True
         return None
 
-    def _read(self, result: Any) -> Type:
+    def _read(self, result: Any, known: bool) -> Type:
         if isinstance(result, torch.Tensor):
             return TensorType(result.dtype, tuple(self._from_env(d) for d in result.shape))
         if isinstance(result, (bool, torch.SymBool)):
             return ScalarType("bool")
         if isinstance(result, (int, torch.SymInt)):
-            return ScalarType("int", self._from_env(result))
+            return ScalarType("int", self._from_env(result) if known else None)
         if isinstance(result, (float, torch.SymFloat)):
             return ScalarType("float")
         if result is None:

@@ -50,8 +50,8 @@ SYM_OPS: Mapping[str, Callable[..., Any]] = {
 }
 _SYM_NAMES = {id(function): name for name, function in SYM_OPS.items()}
 
-# Operators that touch the file system: never built from a text.
-_FORBIDDEN = frozenset({"aten.from_file"})
+# Operators that touch the world outside: never built from a text.
+_FORBIDDEN = frozenset({"aten.from_file", "aten._print", "debugprims.load_tensor"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ def op(name: str) -> Op:
     if len(parts) != 3 or not all(p.isidentifier() for p in parts) or any(p.startswith("__p") for p in parts):
         raise ParseError(f"not an operator name: {name!r}", hint="write namespace.operator.overload")
     if ".".join(parts[:2]) in _FORBIDDEN:
-        raise ParseError(f"operator {name!r} touches files and is not accepted")
+        raise ParseError(f"operator {name!r} touches the world outside and is not accepted")
     if parts[0] == "penstock":
         from ir.own_ops import define
 
@@ -112,7 +112,17 @@ def op(name: str) -> Op:
             f"torch knows no operator {name!r}",
             hint="import the package that defines it first" if parts[0] != "aten" else "",
         ) from error
+    if not _is_operator(target):
+        raise ParseError(f"{name!r} is no operator of torch's dispatcher")
     return op_of(target)
+
+
+def _is_operator(target: object) -> bool:
+    """Not an attribute that happens to be found there, nor a builtin of TorchScript (``aten.save`` writes files)."""
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    name = target._schema.name + ("." if target._schema.overload_name else "") + target._schema.overload_name
+    return bool(torch._C._dispatch_has_kernel(name))
 
 
 @cache

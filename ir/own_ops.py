@@ -67,6 +67,33 @@ def int8_linear_static(
     return (y if bias is None else y + bias).to(x.dtype)
 
 
+def int8_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    query_scale: float,
+    key_scale: float,
+    value_scale: float,
+) -> Tensor:
+    """Attention whose two products are integer: ``softmax(q @ k^T * scale + mask) @ v``.
+
+    ``query``, ``key``, ``value``: float ``[..., seq, dim]``, taken as int8 ``round(x / x_scale)`` in [-127, 127];
+    the weights after softmax as uint8 ``round(255 * p)``. ``mask``: as in ``scaled_dot_product_attention``; a row
+    that it leaves empty gives zeros.
+    """
+    q, k, v = (
+        (x.float() / step).round().clamp(-127, 127) * step
+        for x, step in ((query, query_scale), (key, key_scale), (value, value_scale))
+    )
+    scores = q @ k.transpose(-1, -2) * scale
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype is torch.bool else scores + mask
+    weights = torch.softmax(scores, -1).masked_fill(scores.amax(-1, keepdim=True) == float("-inf"), 0.0)
+    return ((weights * 255.0).round() / 255.0 @ v).to(query.dtype)
+
+
 @lru_cache(maxsize=1)
 def define() -> torch.library.Library:
     """Register the operators, once per process."""
@@ -82,7 +109,17 @@ def define() -> torch.library.Library:
     )
     library.impl("int8_linear_static", int8_linear_static, "CompositeExplicitAutograd")
     library.impl("int8_linear_static", _meta_int8_linear_static, "Meta")
+    library.define(
+        "int8_attention(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale, "
+        "float query_scale, float key_scale, float value_scale) -> Tensor"
+    )
+    library.impl("int8_attention", int8_attention, "CompositeExplicitAutograd")
+    library.impl("int8_attention", _meta_int8_attention, "Meta")
     return library
+
+
+def _meta_int8_attention(query: Tensor, key: Tensor, value: Tensor, *_: object) -> Tensor:
+    return query.new_empty((*query.shape[:-1], value.shape[-1]))
 
 
 def _meta_int8_linear_static(

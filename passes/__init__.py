@@ -12,6 +12,7 @@ from passes.match_rms_norm import MatchRmsNorm
 from passes.merge_common_nodes import MergeCommonNodes
 from passes.options import parse_passes, show_pass
 from passes.quantize import Quantize
+from passes.quantize_attention import QuantizeAttention
 from passes.remove_no_ops import RemoveNoOps
 from passes.simplify_masks import SimplifyMasks
 
@@ -27,11 +28,12 @@ PASSES: tuple[type[Pass], ...] = (
     DropDeadNodes,
     CastCompute,
     Quantize,
+    QuantizeAttention,
     MarkFusion,
 )
 
 __all__ = [
     "PASSES", "CanonicalizeScalars", "CanonicalizeViews", "CastCompute", "DropDeadNodes", "FoldConstants",
-    "MarkFusion", "MatchAttention", "MatchRmsNorm", "MergeCommonNodes", "Pass", "Quantize", "Remark",
+    "MarkFusion", "MatchAttention", "MatchRmsNorm", "MergeCommonNodes", "Pass", "Quantize", "QuantizeAttention", "Remark",
     "RemoveNoOps", "Samples", "SimplifyMasks", "Tolerance", "parse_passes", "remark", "show_pass",
 ]  # fmt: skip

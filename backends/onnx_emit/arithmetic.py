@@ -36,7 +36,9 @@ def add_sub(kind: str, swapped: bool = False) -> Emitter:
 def multiply(s: Scope, node: Node, a: Arg, b: Arg) -> str:
     """``aten.mul``."""
     dtype = result_type(node)
-    return widened(s, "And" if dtype == torch.bool else "Mul", a, b, dtype)
+    if dtype == torch.bool:
+        return s.op("And", s.tensor(a, dtype), s.tensor(b, dtype))
+    return widened(s, "Mul", a, b, dtype)
 
 
 def divide(s: Scope, node: Node, a: Arg, b: Arg) -> str:
@@ -206,7 +208,7 @@ def reciprocal(s: Scope, node: Node, x: Value) -> str:
 
 def square(s: Scope, node: Node, x: Value) -> str:
     """``x * x``."""
-    return s.op("Mul", s[x], s[x])
+    return multiply(s, node, x, x)
 
 
 def arctan2(s: Scope, node: Node, a: Value, b: Value) -> str:

@@ -53,6 +53,29 @@ def attention(
     return result
 
 
+def int8_attention(s: Scope, node: Node, q: Value, k: Value, v: Value, mask: Arg, scale: float, *steps: float) -> str:
+    """``penstock.int8_attention``: both products between quantize/dequantize pairs, which engines run in int8."""
+    if s.flavor == "onnxruntime":
+        raise Refused("ONNX Runtime has no int8 attention kernel for the CPU; use the recipe int8")
+    dtype = result_type(node)
+    query, key, value = (_in_int8(s, x, step) for x, step in zip((q, k, v), steps, strict=True))
+    scores = s.op("MatMul", query, s.transpose(key, _swap(q.tensor.rank)))
+    scores = s.op("Mul", scores, s.tensor(scale, dtype))
+    bias, kept = _bias(s, q, k, mask, False, dtype)
+    if bias is not None:
+        scores = s.op("Add", scores, bias)
+    step, zero = s.const(1.0 / 255.0, dtype), s.const(0, torch.uint8)
+    weights = s.op("Softmax", scores, axis=-1)
+    weights = s.op("DequantizeLinear", s.op("QuantizeLinear", weights, step, zero), step, zero)
+    result = s.op("MatMul", weights, value)
+    return result if kept is None else s.op("Mul", result, kept)
+
+
+def _in_int8(s: Scope, value: Value, step: float) -> str:
+    by, zero = s.const(step, torch.float32), s.const(0, torch.int8)
+    return s.op("DequantizeLinear", s.op("QuantizeLinear", s[value], by, zero), by, zero)
+
+
 def _fits_kernel(q: Value, k: Value, v: Value, mask: Arg, causal: bool) -> bool:
     """Whether ONNX Runtime's attention kernel does this: f32, fixed heads, a mask per key or per pair."""
     sizes = (*q.tensor.shape[1::2], *k.tensor.shape[1::2], *v.tensor.shape[1::2])
@@ -156,4 +179,7 @@ def _bias(s: Scope, q: Value, k: Value, mask: Arg, causal: bool, dtype: torch.dt
     return s.op("Max", bias, least), kept
 
 
-ATTENTION: Mapping[str, Emitter] = {"aten.scaled_dot_product_attention.default": attention}
+ATTENTION: Mapping[str, Emitter] = {
+    "aten.scaled_dot_product_attention.default": attention,
+    "penstock.int8_attention.default": int8_attention,
+}

@@ -10,6 +10,7 @@ import torch
 from onnx import GraphProto, helper
 
 from backends.base import WEIGHTS_FILE, Unsupported
+from backends.onnx_emit.decompose import decomposed
 from backends.onnx_emit.dtypes import Refused
 from backends.onnx_emit.flow import conditional, loop, proto_type
 from backends.onnx_emit.kernels import type_fault
@@ -148,6 +149,15 @@ class _Writer:
         self.faults.append(Unsupported("return", "", f"returns {arg!r}"))
         return ""
 
+    def _decomposed(self, scope: Scope, node: Node) -> list[str]:
+        before = len(self.faults)
+        names = decomposed(scope, node, self.block)
+        if len(self.faults) > before:  # told of the node that the user wrote, not of its parts
+            parts = ", ".join(sorted({fault.op for fault in self.faults[before:]}))
+            del self.faults[before:]
+            raise Refused(f"no ONNX form is known, nor of its parts {parts}")
+        return names
+
     def _node(self, scope: Scope, node: Node) -> list[str]:
         count = len(node.results)
         if node.op.name in IGNORED:
@@ -158,7 +168,7 @@ class _Writer:
             if node.op is WHILE:
                 return loop(scope, node, self.block)
             if node.op.name not in EMITTERS:
-                raise Refused("no ONNX form is known; write it with other operators")
+                return self._decomposed(scope, node)
             if why := type_fault(scope.flavor, node):
                 raise Refused(why)
             made = EMITTERS[node.op.name](scope, node, *_positional(node))

@@ -44,17 +44,6 @@ def _names(s: Scope, args: Arg) -> list[str]:
     return found
 
 
-def _close(s: Scope, names: Sequence[str]) -> list[str]:
-    """Results of a subgraph must be made in it, each under a name of its own."""
-    return [
-        s.op("Identity", name) if name in names[:i] or not _local(s, name) else name for i, name in enumerate(names)
-    ]
-
-
-def _local(s: Scope, name: str) -> bool:
-    return any(name in node.output for node in s.nodes)
-
-
 def conditional(s: Scope, node: Node, emit: EmitBlock) -> list[str]:
     """``cond(pred, operands)``."""
     predicate, operands = node.args

@@ -8,7 +8,7 @@ import torch
 
 from backends.onnx_emit.create import count
 from backends.onnx_emit.dtypes import Refused, promoted
-from backends.onnx_emit.pointwise import Emitter, result_type
+from backends.onnx_emit.pointwise import Emitter, choose, result_type
 from backends.onnx_emit.scope import LONGEST, Scope
 from backends.onnx_emit.views import expand_to, shape_of
 from ir import Arg, Node, Value
@@ -111,7 +111,7 @@ def index_put(
         mask = s[first]
         for _axis in range(x.tensor.rank - first.tensor.rank):
             mask = s.op("Unsqueeze", mask, s.ints(-1))
-        return s.op("Where", mask, s.op("Reshape", value, s.ints()), s[x])
+        return choose(s, mask, s.op("Reshape", value, s.ints()), s[x], x.tensor.dtype)
     dims, names, ranks = _positions(s, x, indices)
     rank = x.tensor.rank
     order = [*dims, *(d for d in range(rank) if d not in dims)]
@@ -193,7 +193,7 @@ def index_fill(s: Scope, node: Node, x: Value, dim: int, index_: Value, value: A
         torch.bool,
     )
     hit = s.op("Reshape", hit, s.ints(-1, *[1] * (x.tensor.rank - axis - 1)))
-    return s.op("Where", hit, s.tensor(value, x.tensor.dtype), s[x])
+    return choose(s, hit, s.tensor(value, x.tensor.dtype), s[x], x.tensor.dtype)
 
 
 def select_scatter(s: Scope, node: Node, x: Value, source: Value, dim: int, at: Arg) -> str:
@@ -204,7 +204,8 @@ def select_scatter(s: Scope, node: Node, x: Value, source: Value, dim: int, at: 
     places = s.op("Where", s.op("Less", places, s.ints(0)), s.op("Add", places, size), places)
     hit = s.op("Equal", count(s, size), places)
     hit = s.op("Reshape", hit, s.ints(-1, *[1] * (x.tensor.rank - axis - 1)))
-    return s.op("Where", hit, s.op("Unsqueeze", s.tensor(source, x.tensor.dtype), s.ints(axis)), s[x])
+    inserted = s.op("Unsqueeze", s.tensor(source, x.tensor.dtype), s.ints(axis))
+    return choose(s, hit, inserted, s[x], x.tensor.dtype)
 
 
 def slice_scatter(

@@ -16,10 +16,12 @@ _NO_DOUBLE = frozenset({"erf", "gelu", "special_erfc", "erfc"})
 
 def type_fault(flavor: str, node: Node) -> str:
     """Why an engine cannot run a node with these element types; empty when it can."""
-    if flavor != "onnxruntime":
-        return ""
     dtypes = {v.type.dtype for v in (*node.operands, *node.results) if isinstance(v.type, TensorType)}
     word = node.op.name.split(".")[1] if "." in node.op.name else node.op.name
+    if "pool" in word and not node.operands[0].tensor.dtype.is_floating_point:
+        return "ONNX pools floats only"
+    if flavor != "onnxruntime":
+        return ""
     if torch.bfloat16 in dtypes and (node.op.name not in _MOVES or word in _EXPANDS):
         return "ONNX Runtime has no bfloat16 kernels for the CPU; cast to float32 before"
     if torch.float64 in dtypes and (word in _NO_DOUBLE or "conv" in word):

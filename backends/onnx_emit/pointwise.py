@@ -15,7 +15,7 @@ from ir import Arg, Node, Value
 Emitter = Callable[..., Any]
 
 
-_NARROW = frozenset({torch.int8, torch.int16, torch.uint8, torch.uint16})
+_NARROW = frozenset({torch.bool, torch.int8, torch.int16, torch.uint8, torch.uint16})
 
 
 def wider(dtype: torch.dtype) -> torch.dtype:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from backends.onnx_emit.dtypes import Refused, dtype_of
-from backends.onnx_emit.pointwise import Emitter, result_type
+from backends.onnx_emit.pointwise import Emitter, result_type, wider
 from backends.onnx_emit.quantized import transposed_weight
 from backends.onnx_emit.scope import Scope
 from ir import Arg, Node, Value
@@ -41,7 +41,9 @@ def scaled_sum(s: Scope, node: Node, bias: Value, a: Value, b: Value, beta: Arg 
 def outer(s: Scope, node: Node, a: Value, b: Value) -> str:
     """``a[:, None] * b``."""
     dtype = result_type(node)
-    return s.op("Mul", s.op("Unsqueeze", s.tensor(a, dtype), s.ints(1)), s.tensor(b, dtype))
+    wide = wider(dtype)
+    column = s.op("Unsqueeze", s.cast(s.tensor(a, dtype), dtype, wide), s.ints(1))
+    return s.cast(s.op("Mul", column, s.cast(s.tensor(b, dtype), dtype, wide)), wide, dtype)
 
 
 def einsum(s: Scope, node: Node, equation: str, tensors: tuple[Value, ...], *_: Arg) -> str:

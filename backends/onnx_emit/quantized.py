@@ -37,26 +37,20 @@ def int8_linear_static(
     ONNX Runtime runs ``MatMulIntegerToFloat``; OpenVINO finds the product between quantize/dequantize pairs.
     """
     dtype = result_type(node)
-    wide, step = s.cast(s[x], x.tensor.dtype, _F32), s[x_scale]
-    if x_scale.tensor.rank:  # one scale per channel: ONNX quantizes by one, so it is divided out before
-        wide, step = s.op("Mul", wide, s.root.op("Reciprocal", step)), s.const(1, _F32)
     zero, one = s.const(x_zero, torch.uint8), s.const(1, _F32)
-    content = s.op("QuantizeLinear", wide, step, zero)
     added = s[bias] if isinstance(bias, Value) else None
+
+    def content(name: str) -> str:
+        wide, step = s.cast(name, x.tensor.dtype, _F32), s[x_scale]
+        if x_scale.tensor.rank:  # one scale per channel: ONNX quantizes by one, so it is divided out before
+            wide, step = s.op("Mul", wide, s.root.op("Reciprocal", step)), one
+        return s.op("QuantizeLinear", wide, step, zero)
+
     if s.flavor == "onnxruntime":
-        made = s.op(
-            "MatMulIntegerToFloat",
-            content,
-            s.transpose(s[weight], (1, 0)),
-            one,
-            s[scale],
-            zero,
-            None,
-            added,
-            domain=MICROSOFT,
-        )
-        return s.cast(made, _F32, dtype)
-    left = s.op("DequantizeLinear", content, one, zero)
+        matrix = s.transpose(s[weight], (1, 0))
+        parts = (content(s[x]), matrix, one, s[scale], zero, None, added)
+        return s.cast(s.op("MatMulIntegerToFloat", *parts, domain=MICROSOFT), _F32, dtype)
+    left = s.op("DequantizeLinear", content(s[x]), one, zero)
     # OpenVINO's own orientation: dequantized along the rows, then transposed
     wide_weight = s.root.op("DequantizeLinear", s[weight], s[scale], axis=0)
     made = s.op("MatMul", left, s.transpose(wide_weight, (1, 0)))

@@ -28,17 +28,13 @@ def reduce(s: Scope, kind: str, name: str, axes: str | None, keep: Arg, rank: in
     return s.op(kind, name, axes, keepdims=int(bool(keep))) if rank else name
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.int32 if dtype == torch.bool else wider(dtype)
-
-
 def summed(kind: str) -> Emitter:
     """``sum``, ``prod``, ``mean``, ``amax``, ``amin`` over the dims given."""
 
     def emit(s: Scope, node: Node, x: Value, dim: Arg = None, keep: Arg = False, *_: Arg) -> str:
         dtype = result_type(node)
-        name = s.cast(s.tensor(x, dtype), dtype, _wide(dtype))
-        return s.cast(reduce(s, kind, name, _axes(s, x, dim), keep, x.tensor.rank), _wide(dtype), dtype)
+        name = s.cast(s.tensor(x, dtype), dtype, wider(dtype))
+        return s.cast(reduce(s, kind, name, _axes(s, x, dim), keep, x.tensor.rank), wider(dtype), dtype)
 
     return emit
 
@@ -48,8 +44,8 @@ def summed_all(kind: str) -> Emitter:
 
     def emit(s: Scope, node: Node, x: Value, *_: Arg) -> str:
         dtype = result_type(node)
-        name = s.cast(s.tensor(x, dtype), dtype, _wide(dtype))
-        return s.cast(reduce(s, kind, name, None, False, x.tensor.rank), _wide(dtype), dtype)
+        name = s.cast(s.tensor(x, dtype), dtype, wider(dtype))
+        return s.cast(reduce(s, kind, name, None, False, x.tensor.rank), wider(dtype), dtype)
 
     return emit
 
@@ -98,7 +94,7 @@ def place(kind: str) -> Emitter:
 def _ordered(s: Scope, x: Value) -> tuple[str, torch.dtype]:
     """An operand in a type that ONNX engines can order."""
     have = x.tensor.dtype
-    want = _wide(have)
+    want = wider(have)
     return s.cast(s[x], have, want), want
 
 

@@ -33,6 +33,7 @@ class Emission:
         initializers: constants and weights by name, all at the top level.
         names: ONNX name of each value.
         sources: where the size of a symbol can be read: ONNX input and axis.
+        parts: what operators without a form were taken apart into, or why they were not.
     """
 
     graph: Graph
@@ -42,6 +43,7 @@ class Emission:
     initializers: dict[str, TensorProto] = field(default_factory=dict)
     names: dict[Value, str] = field(default_factory=dict)
     sources: dict[str, tuple[str, int]] = field(default_factory=dict)
+    parts: dict[str, Graph | str] = field(default_factory=dict)
     known: dict[object, str] = field(default_factory=dict)
     taken: set[str] = field(default_factory=set)
     numbers: dict[str, int] = field(default_factory=dict)
@@ -227,7 +229,7 @@ class Scope:
             if dim.name not in self.emission.sources:
                 raise Refused(f"size {dim} is no function of the input shapes")
             name, axis = self.emission.sources[dim.name]
-            return self.root.op("Shape", name, start=axis, end=axis + 1)
+            return self.op("Shape", name, start=axis, end=axis + 1)
         kinds = {"Add": "Add", "Mul": "Mul", "Max": "Max", "Min": "Min", "FloorDiv": "Div", "CleanDiv": "Div"}
         kinds |= {"Mod": "Mod", "PythonMod": "Mod"}
         kind = kinds.get(type(dim).__name__)
@@ -235,7 +237,7 @@ class Scope:
             raise Refused(f"size {dim} cannot be computed from the input shapes")
         first, *others = (self.dim(a) for a in dim.args)
         for other in others:
-            first = self.root.op(kind, first, other)
+            first = self.op(kind, first, other)
         return first
 
     def reshape(self, name: str, have: Sequence[Dim], want: Sequence[Dim], given: Sequence[Arg] = ()) -> str:

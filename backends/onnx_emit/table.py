@@ -14,13 +14,14 @@ from backends.onnx_emit.norms import NORMS
 from backends.onnx_emit.pointwise import POINTWISE, Emitter
 from backends.onnx_emit.products import PRODUCTS
 from backends.onnx_emit.quantized import QUANTIZED
+from backends.onnx_emit.recurrent import RECURRENT
 from backends.onnx_emit.reductions import REDUCTIONS
 from backends.onnx_emit.sizes import SIZES
 from backends.onnx_emit.views import VIEWS
 
 FAMILIES = (
     POINTWISE, ARITHMETIC, ACTIVATIONS, VIEWS, SIZES, CREATE, PRODUCTS, CONVOLUTIONS, ATTENTION, NORMS, REDUCTIONS,
-    INDEXING, QUANTIZED,
+    INDEXING, QUANTIZED, RECURRENT,
 )  # fmt: skip
 EMITTERS: Mapping[str, Emitter] = {name: emit for family in FAMILIES for name, emit in family.items()}
 

@@ -76,7 +76,7 @@ class Manifest:
         engine: who runs the payload.
         inputs, outputs: in the order of the graph's arguments and results.
         dims: bounds of each symbol in the shapes.
-        processor: what the payload needs of the processor.
+        processor: what the artifact asks of the machine that runs it.
         target: name of the hardware it was compiled for.
         recipe: text of the recipe, enough to compile again.
         passes: one record per pass, in order.
@@ -118,9 +118,7 @@ class Manifest:
         try:
             return json.dumps(self._plain(), indent=1, allow_nan=False) + "\n"
         except (TypeError, ValueError, RecursionError) as error:
-            raise PenstockError(
-                f"the manifest of {self.name!r} cannot be written as JSON: {error}"
-            ) from error
+            raise PenstockError(f"the manifest of {self.name!r} cannot be written as JSON: {error}") from error
 
     def _plain(self) -> dict[str, Any]:
         return {
@@ -143,18 +141,14 @@ class Manifest:
             "passes": [dict(record) for record in self.passes],
             "measurements": dict(self.measurements),
             "made_from": dict(self.made_from),
-            "files": {
-                name: {"sha256": fact.sha256, "bytes": fact.bytes} for name, fact in self.files.items()
-            },
+            "files": {name: {"sha256": fact.sha256, "bytes": fact.bytes} for name, fact in self.files.items()},
         }
 
 
 def ports(graph: Graph) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
     """Inputs (states among them) and outputs of a graph, in its order."""
     inputs = tuple(
-        _port(spec.kind, spec.name, value.type)
-        for value, spec in graph.inputs.items()
-        if spec.kind != "param"
+        _port(spec.kind, spec.name, value.type) for value, spec in graph.inputs.items() if spec.kind != "param"
     )
     outputs = []
     for output, arg in zip(graph.outputs, graph.body.returned.args, strict=True):

@@ -11,7 +11,6 @@ from ir.errors import UsageError
 
 _CHUNK = 1 << 20
 _NAMED = 5
-_HALF = frozenset({torch.complex32})
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +69,20 @@ def _is_mask(tensor: torch.Tensor) -> bool:
 
 
 def _chunks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The elements in pieces, without a copy of the whole, in a type that has ``isfinite``."""
-    if tensor.numel() <= _CHUNK or (tensor.dim() < 2 and not tensor.is_contiguous()):
-        if tensor.dtype in _HALF:
-            tensor = torch.view_as_real(tensor.detach())
+    """The elements in pieces and any order, without a copy of the whole, in a type that has ``isfinite``."""
+    tensor = tensor.detach()
+    if tensor.dtype == torch.complex32:
+        tensor = torch.view_as_real(tensor)
+    if not tensor.is_contiguous():  # a transposed tensor is contiguous in another order
+        tensor = tensor.permute(sorted(range(tensor.dim()), key=lambda axis: -tensor.stride(axis)))
+    if tensor.is_contiguous():
+        tensor = tensor.view(-1)
+    yield from _split(tensor)
+
+
+def _split(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    if tensor.numel() <= _CHUNK:
         yield tensor.float() if tensor.element_size() == 1 else tensor
-    elif tensor.is_contiguous():
-        for piece in tensor.detach().view(-1).split(_CHUNK):
-            yield from _chunks(piece)
-    else:
-        for row in tensor.detach().unbind(0):
-            yield from _chunks(row)
+        return
+    for piece in tensor.split(max(1, _CHUNK * len(tensor) // tensor.numel())):
+        yield from _split(piece if len(piece) > 1 else piece[0])

@@ -13,12 +13,14 @@ _FLAG_LINES = ("flags", "Features")  # x86, ARM
 
 @dataclass(frozen=True, slots=True)
 class Processor:
-    """What a payload asks of the processor; the default asks nothing.
+    """What an artifact asks of the processor; the default asks nothing.
+
+    A portable payload asks something too, if the numbers that were promised for it hold only there: int8
+    products, for one, saturate on x86 without VNNI.
 
     Attributes:
-        arch: as ``platform.machine()`` says it, or ``any`` for a portable payload (ONNX, say).
-        flags: CPU features without which the payload fails or computes other numbers. Saturating int8
-            products, for one, are exact only with VNNI.
+        arch: as ``platform.machine()`` says it, or ``any``.
+        flags: CPU features without which the payload fails or computes other numbers.
     """
 
     arch: str = ANY
@@ -26,17 +28,12 @@ class Processor:
 
     @classmethod
     def here(cls, *flags: str) -> Processor:
-        """This machine's architecture, with those of the named features that the payload depends on."""
+        """This machine's architecture, with the features that the payload depends on."""
         return cls(platform.machine(), tuple(sorted(flags)))
 
-    @property
-    def native(self) -> bool:
-        """Whether the payload is bound to one architecture."""
-        return self.arch != ANY
-
     def lacks(self) -> str:
-        """Why a payload that needs this machine cannot run here; empty when it can."""
-        if self.native and self.arch != platform.machine():
+        """What is missing on the machine at hand; empty when nothing is."""
+        if self.arch not in (ANY, platform.machine()):
             return f"it was compiled for {self.arch}, this machine is {platform.machine()}"
         here = cpu_flags()
         # no list of features (not Linux) proves nothing, so it refuses nothing

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from compiler.artifact.manifest import FORMAT, MANIFEST, SEAL
-from compiler.artifact.storage import beside, rename_new, storage_errors, swap, sync
+from compiler.artifact.storage import beside, rename_new, storage_error, storage_errors, swap, sync
 from compiler.artifact.strict import MAX_BYTES
 from ir import PenstockError
 from ir.errors import ResourceError, UsageError
@@ -32,9 +32,7 @@ _RACES = 16
 
 
 @contextmanager
-def staging(
-    path: str | os.PathLike[str], *, force: bool = False, grace: float = _GRACE_SECONDS
-) -> Iterator[Path]:
+def staging(path: str | os.PathLike[str], *, force: bool = False, grace: float = _GRACE_SECONDS) -> Iterator[Path]:
     """A folder to write and ``seal`` an artifact in; leaving the block publishes it as ``path``.
 
     If the block raises anything, Ctrl-C included, the folder is removed and ``path`` is what it was. Of
@@ -57,8 +55,8 @@ def staging(
     folder = beside(target)
     lock, own = -1, (-1, -1)
     try:
+        _make(folder, target)
         with storage_errors(target):
-            folder.mkdir(mode=0o700)
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             own = _identity(os.fstat(lock))
             with suppress(OSError):  # no locks here (some network disks): age and process id must do
@@ -113,15 +111,25 @@ def _target(path: str | os.PathLike[str]) -> Path:
     if len(os.fsencode(target.name)) > 200:  # room for the marks of the staging folder
         raise UsageError(f"the name {target.name[:40]!r}... is longer than 200 bytes")
     try:
-        with storage_errors(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise UsageError(f"{target.parent} is not a directory", hint="choose another output path") from error
     except OSError as error:
-        raise ResourceError(
-            f"cannot make {target.parent}: {error.strerror}", hint="choose another folder"
-        ) from error
+        raise _cannot_make(target.parent, target, error) from error
     return target
+
+
+def _make(folder: Path, target: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700)
+    except OSError as error:
+        raise _cannot_make(folder, target, error) from error
+
+
+def _cannot_make(folder: Path, target: Path, error: OSError) -> PenstockError:
+    return storage_error(error, target) or ResourceError(
+        f"cannot make {folder}: {error.strerror}", hint="choose another folder"
+    )
 
 
 def _check_free(target: Path, force: bool) -> None:

@@ -27,9 +27,9 @@ def storage_error(error: OSError, path: Path) -> PenstockError | None:
     """What a user should see for a fault of the disk at ``path``; None if it is no such fault."""
     where = Path(os.fsdecode(error.filename)) if error.filename is not None else None
     if error.errno in _FULL:
-        free = _free_mib(path)
+        free = _free_mib(where or path)
         return ResourceError(
-            f"no space left while writing {path}{f' ({free} MiB free)' if free is not None else ''}",
+            f"no space left while writing {where or path}{f' ({free} MiB free)' if free is not None else ''}",
             hint="free some space, or choose a folder on another disk; nothing half-written was left behind",
         )
     inside = where is None or where == path.parent or path.parent in where.parents

@@ -61,7 +61,7 @@ def read_manifest(text: str | bytes) -> Manifest:
     _check_version(root.raw)
     root.text("format")
     root.whole("schema", 0, SCHEMA)
-    dims = root.mapping("dims", _bounds)
+    dims = root.mapping("dims", _bounds, _SYMBOL.fullmatch)
     manifest = Manifest(
         penstock=root.text("penstock"),
         name=root.text("name"),
@@ -76,7 +76,7 @@ def read_manifest(text: str | bytes) -> Manifest:
         passes=tuple(root.each("passes", _record)),
         measurements=root.take("measurements", dict),
         made_from=root.mapping("made_from", _line),
-        files=root.mapping("files", _file, MAX_FILES),
+        files=root.mapping("files", _file, check_file_name, MAX_FILES),
     )
     root.done()
     for name in _REQUIRED:
@@ -189,8 +189,17 @@ class _Object:
             raise _fault(self.path(key), f"{len(items)} entries are more than {limit}")
         return [read(item, f"{self.path(key)}[{index}]") for index, item in enumerate(items)]
 
-    def mapping(self, key: str, read: Callable[[object, str], T], limit: int = _MAX_PORTS) -> dict[str, T]:
+    def mapping(
+        self,
+        key: str,
+        read: Callable[[object, str], T],
+        named: Callable[[str], object] = str.isprintable,
+        limit: int = _MAX_PORTS,
+    ) -> dict[str, T]:
         items: dict[str, object] = self.take(key, dict)
+        for name in items:
+            if not named(name):
+                raise _fault(self.path(key), f"{name[:100]!r} is no name here")
         if len(items) > limit:
             raise _fault(self.path(key), f"{len(items)} entries are more than {limit}")
         return {name: read(item, f"{self.path(key)}.{name[:100]}") for name, item in items.items()}
@@ -223,8 +232,6 @@ def _record(raw: object, at: str) -> dict[str, Any]:
 
 
 def _bounds(raw: object, at: str) -> DimRange:
-    if not _SYMBOL.fullmatch(at.removeprefix("dims.")):
-        raise _fault(at, "is no name of a dim")
     pair = _expect(raw, list, at)
     if len(pair) != 2:
         raise _fault(at, "expected [min, max]")
@@ -253,18 +260,13 @@ def _processor(raw: _Object) -> Processor:
 
 
 def _file(raw: object, at: str) -> FileFact:
-    name = at.removeprefix("files.")
-    if not check_file_name(name):
-        raise _fault("files", f"{name[:100]!r} is no name of a file in an artifact")
     entry = _Object(raw, at)
     fact = FileFact(entry.matching("sha256", _SHA256), entry.whole("bytes", 0, _MAX_FILE_BYTES))
     entry.done()
     return fact
 
 
-def _ports(
-    root: _Object, key: str, kinds: tuple[str, str], dims: dict[str, DimRange] | None
-) -> tuple[Port, ...]:
+def _ports(root: _Object, key: str, kinds: tuple[str, str], dims: dict[str, DimRange] | None) -> tuple[Port, ...]:
     """Ports of one direction; of the inputs, every symbol must be declared in ``dims``."""
 
     def read(raw: object, at: str) -> Port:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from compiler.cli.options import common, emit_json, level, sizes
+from compiler.cli.options import SECONDS, THREADS, common, emit_json, models_speak_aside, sizes
 
 
 @click.command()
@@ -15,7 +15,7 @@ from compiler.cli.options import common, emit_json, level, sizes
 @click.option("-i", "--inputs", type=click.Path(path_type=Path), help="safetensors file with a tensor per input.")
 @click.option("-s", "--size", multiple=True, callback=sizes, help="NAME=SIZE of a dim, for random inputs.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the outputs here (safetensors).")
-@click.option("--threads", type=int, help="Threads of the engine.")
+@click.option("--threads", type=THREADS, help="Threads of the engine.")
 @click.option("--expect", metavar="ID", help="Accept only the artifact of this id.")
 @common
 def run(
@@ -23,13 +23,15 @@ def run(
     expect: str | None, as_json: bool, quiet: bool, verbose: bool,
 ) -> None:  # fmt: skip
     """Run an ARTIFACT once, on given or on random inputs."""
-    from compiler.trial import random_inputs, read_inputs, summary, write_outputs
+    from compiler.files import read_tensors
+    from compiler.trial import random_inputs, summary, write_outputs
     from ir.errors import UsageError
 
     if inputs is not None and size:
         raise UsageError("--size makes random inputs; it does not go with --inputs")
     model = _load(artifact, threads, expect)
-    given = read_inputs(inputs) if inputs is not None else random_inputs(model.manifest, size, model.initial_state())
+    states = model.initial_state()
+    given = states | dict(read_tensors(inputs)) if inputs is not None else random_inputs(model.manifest, size, states)
     outputs = model(**given)
     if output is not None:
         write_outputs(outputs, output)
@@ -54,8 +56,8 @@ def _load(artifact: Path, threads: int | None, expect: str | None = None) -> Any
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--vs", "against", metavar="MODEL", help="Time the original as well, interleaved: FILE.py[:factory].")
 @click.option("-s", "--size", multiple=True, callback=sizes, help="NAME=SIZE of a dim.")
-@click.option("--threads", type=int, help="Threads of the engine and of the original.")
-@click.option("--seconds", type=float, default=3.0, show_default=True, help="How long to measure.")
+@click.option("--threads", type=THREADS, help="Threads of the engine and of the original.")
+@click.option("--seconds", type=SECONDS, default=3.0, show_default=True, help="How long to measure.")
 @common
 def bench(
     artifact: Path, against: str | None, size: dict[str, int], threads: int | None, seconds: float,
@@ -65,7 +67,9 @@ def bench(
     from compiler.model_file import load_spec
     from compiler.trial import time_artifact
 
-    row = time_artifact(_load(artifact, threads), load_spec(against) if against else None, size, threads, seconds)
+    with models_speak_aside():
+        spec = load_spec(against) if against else None
+        row = time_artifact(_load(artifact, threads), spec, size, threads, seconds)
     if as_json:
         emit_json(row)
         return
@@ -79,35 +83,36 @@ def bench(
 @click.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--against", metavar="MODEL", help="The original: FILE.py[:factory]. Without it: digests only.")
-@click.option("--max-loss", type=float, default=0.01, show_default=True, help="Largest loss of quality.")
-@click.option("--threads", type=int, help="Threads of the engine.")
+@click.option("--max-loss", type=click.FloatRange(0, 2), default=0.01, show_default=True, help="Largest loss of quality.")
+@click.option("--threads", type=THREADS, help="Threads of the engine.")
 @click.option("--expect", metavar="ID", help="Accept only the artifact of this id.")
 @common
 def verify(
     artifact: Path, against: str | None, max_loss: float, threads: int | None, expect: str | None,
     as_json: bool, quiet: bool, verbose: bool,
-) -> int:  # fmt: skip
+) -> None:  # fmt: skip
     """Check every byte of an ARTIFACT, and its answers against the original with --against."""
     from compiler.artifact import open_artifact
     from compiler.model_file import load_spec
     from compiler.trial import verify_artifact
+    from ir.errors import VerificationError
 
     opened = open_artifact(artifact, expect)
     row: dict[str, Any] = {"id": opened.id, "files": len(opened.manifest.files), "digests": "match"}
     if against is not None:
-        row |= verify_artifact(_load(artifact, threads, expect), load_spec(against))
-    row["ok"] = ok = not row.get("loss", 0.0) > max_loss
+        with models_speak_aside():
+            row |= verify_artifact(_load(artifact, threads, expect), load_spec(against))
+    loss = row.get("loss", 0.0)
+    row["ok"] = loss <= max_loss  # a loss of NaN is not
     if as_json:
         emit_json(row)
-    elif level(quiet, verbose) >= 0:
+    elif not quiet:
         click.echo(f"{artifact}: {row['files']} files match their digests, id {opened.id[:16]}")
         if against is not None:
-            told = f", metric {row['metric']:.4f} (original {row['base']:.4f})" if row.get("metric") is not None else ""
-            click.echo(f"loss {row['loss']:.3g} (bound {max_loss:g}), worst cosine {row['cosine']:.6f}{told}")
-    if not ok:
-        click.echo(f"error: the loss {row['loss']:.3g} is more than {max_loss:g}", err=True)
-        return 6
-    return 0
+            told = f", metric {row['metric']:.4f} (original {row['base']:.4f})" if row["metric"] is not None else ""
+            click.echo(f"loss {loss:.3g} (bound {max_loss:g}), worst cosine {row['cosine']:.6f}{told}")
+    if not row["ok"]:
+        raise VerificationError(f"the loss {loss:.3g} is more than {max_loss:g}")
 
 
 COMMANDS = (run, bench, verify)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from compiler.cli.options import common, emit_json, level
+from compiler.cli.options import SECONDS, THREADS, common, emit_json, level, models_speak_aside
 
 
 @click.command()
@@ -16,16 +17,16 @@ from compiler.cli.options import common, emit_json, level
 @click.option("-r", "--recipe", help="auto, fp32, bf16, int8, a recipe.yaml, or passes as text.  [auto]")
 @click.option("-e", "--engine", help="auto, or one of openvino, onnxruntime, reference.  [auto]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Artifact directory.  [NAME.penstock]")
-@click.option("--threads", type=int, help="Threads of the engine and of the baseline.  [every core]")
-@click.option("--max-loss", type=float, help="Largest loss of quality against the original.  [0.01]")
+@click.option("--threads", type=THREADS, help="Threads of the engine and of the baseline.  [every core]")
+@click.option("--max-loss", type=click.FloatRange(0, 2), help="Largest loss of quality against the original.  [0.01]")
 @click.option("--check", help="none, each, full: how closely passes are watched.  [each]")
-@click.option("--seconds", type=float, help="To spend on timing each candidate.  [2]")
+@click.option("--seconds", type=SECONDS, help="To spend on timing each candidate.  [2]")
 @click.option("--force", is_flag=True, help="Replace an artifact that is there.")
 @click.option("--allow-nonfinite", is_flag=True, help="Compile although weights hold NaN or infinity.")
 @click.option("--no-cache", is_flag=True, help="Compile anew although an equal compile is at hand.")
 @click.option("--dry-run", is_flag=True, help="Stop before engines are built; write nothing.")
 @click.option("--dump", type=click.Path(path_type=Path), help="Write the IR after each pass into this folder.")
-@click.option("--print-ir-after", metavar="PASS", help="Print the IR after this pass.")
+@click.option("--print-ir-after", metavar="PASS", help="Print the IR after this pass, on stderr.")
 @common
 def compile(
     model: str,
@@ -36,7 +37,7 @@ def compile(
     quiet: bool,
     verbose: bool,
     **given: Any,
-) -> int:
+) -> None:
     """Compile MODEL: a FILE.py[:factory] or package.module:factory.
 
     Captures the model, runs the passes of the recipe, builds every usable engine, verifies each against the
@@ -44,13 +45,12 @@ def compile(
     """
     from compiler.cli.progress import Progress
     from compiler.compile import compile as compile_model
+    from compiler.events import Phases
     from compiler.model_file import load_spec
 
     settings = {key: value for key, value in given.items() if value is not None and value is not False}
     settings["cache"] = not no_cache
-    with Progress(f"compile {model}", level(quiet or as_json, verbose)) as progress:
-        from compiler.events import Phases
-
+    with models_speak_aside(), Progress(f"compile {model}", level(quiet or as_json, verbose)) as progress:
         with Phases(progress).phase("load", model) as say:
             spec = load_spec(model)
             say(f"{spec.name or type(spec.model).__name__} from {model}")
@@ -60,14 +60,12 @@ def compile(
         emit_json({**result.report, "path": str(result.path) if result.path else None, "id": result.id})
     elif not quiet:
         _show(result, verbose)
-    if result.path is not None and not as_json:
-        click.echo(f"artifact  {result.path}")
-        if not quiet:
+        if result.path is not None:
+            click.echo(f"artifact  {result.path}")
             click.echo(f"next      penstock run {result.path}")
-    if result.goal:
-        click.echo(f"goal not met: {result.goal}", err=True)
-        return 7
-    return 0
+    elif result.path is not None:
+        click.echo(result.path)
+    result.raise_for_goal()
 
 
 def _show(result: Any, verbose: bool) -> None:
@@ -81,9 +79,8 @@ def _show(result: Any, verbose: bool) -> None:
     if verbose:
         for name, records in result.records.items():
             for record in records:
-                for said in record.remarks:
-                    mark = "applied " if said.applied else "declined"
-                    console.print(f"{name}: {record.name}: {mark} {said.at}: {said.why}", markup=False, soft_wrap=True)
+                for line in record.lines():
+                    console.print(f"{name}: {line}", markup=False, soft_wrap=True)
 
 
 @click.command()
@@ -93,7 +90,7 @@ def _show(result: Any, verbose: bool) -> None:
 )
 @click.option("-w", "--weights", type=click.Path(path_type=Path), help="safetensors file of the params.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write here instead of stdout.")
-@click.option("--print-ir-after", metavar="PASS", help="Print the IR after this pass.")
+@click.option("--print-ir-after", metavar="PASS", help="Print the IR after this pass, on stderr.")
 @click.option("--dump", type=click.Path(path_type=Path), help="Write the IR after each pass into this folder.")
 @common
 def opt(
@@ -101,15 +98,17 @@ def opt(
     as_json: bool, quiet: bool, verbose: bool,
 ) -> None:  # fmt: skip
     """Run passes on IR text and print the result, as mlir-opt does; "-" reads stdin."""
+    from compiler.files import decode, read_text, writing
     from compiler.opt import optimise_text
 
-    source = click.get_text_stream("stdin").read() if str(file) == "-" else None
-    result = optimise_text(file, source, text, weights, dump, print_ir_after or "", click.echo)
+    source = decode(click.get_binary_stream("stdin").read(), "stdin") if str(file) == "-" else read_text(file)
+    result = optimise_text(source, text, weights, dump, print_ir_after or "", partial(click.echo, err=True, nl=False))
+    if output is not None:
+        with writing(output) as place:
+            place.write_text(result.text)
     if as_json:
         emit_json({"ir": result.text, "passes": result.rows()})
-    elif output is not None:
-        output.write_text(result.text)
-    else:
+    elif output is None:
         click.echo(result.text, nl=False)
     if verbose:
         for line in result.remarks():

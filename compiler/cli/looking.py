@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from compiler.cli.options import common, emit_json, numbers, sizes, trust
+from compiler.cli.options import common, emit_json, models_speak_aside, numbers, sizes, trust
 
 
 def _console() -> Any:
@@ -19,8 +19,8 @@ def _console() -> Any:
 @click.command()
 @click.argument("model")
 @click.option("-t", "--target", "targets", default="cpu", show_default=True, help="Machines, such as l4,h100_sxm,cpu.")
-@click.option("-b", "--batch", callback=numbers, default="1", show_default=True, help="Batch sizes, such as 1,8,64.")
-@click.option("--seq", callback=numbers, help="Sequence lengths.  [128]")
+@click.option("-b", "--batch", callback=numbers, help="Sizes of the dim batch, such as 1,8,64.  [1]")
+@click.option("--seq", callback=numbers, help="Sizes of the dim seq.  [128]")
 @click.option("-s", "--size", multiple=True, callback=sizes, help="NAME=SIZE of any other dim.")
 @click.option("-r", "--recipe", default="fp32", show_default=True, help="Passes to run before pricing; none for none.")
 @trust
@@ -34,12 +34,15 @@ def estimate(
     MODEL is a FILE.py[:factory], a package.module:factory, an artifact, or an .ir file.
     """
     from compiler.estimate import estimate_table, render
-    from compiler.look import optimised, read_graph
+    from compiler.look import optimised, read_graph, sizes_to_price
     from compiler.targets import target
 
     machines = [target(name.strip()) for name in targets.split(",")]
-    graph = optimised(read_graph(model, trust_pickle), recipe)
-    rows = estimate_table(graph, machines, batch, seq or (128,), size)
+    with models_speak_aside():
+        graph = optimised(read_graph(model, trust_pickle), recipe)
+    batches = sizes_to_price(graph, "batch", batch, size, usual=1)
+    seqs = sizes_to_price(graph, "seq", seq, size, usual=128)
+    rows = estimate_table(graph, machines, batches, seqs, size)
     if as_json:
         emit_json({"rows": [row.to_dict() for row in rows]})
     else:
@@ -60,9 +63,13 @@ def inspect(model: str, as_ir: bool, ops: bool, trust_pickle: bool, as_json: boo
     from compiler.look import describe, read_graph
     from ir import show
 
-    graph = read_graph(model, trust_pickle)
+    with models_speak_aside():
+        graph = read_graph(model, trust_pickle)
     if as_ir:
-        click.echo(show(graph), nl=False)
+        if as_json:
+            emit_json({"ir": show(graph)})
+        else:
+            click.echo(show(graph), nl=False)
         return
     told = describe(graph)
     if as_json:

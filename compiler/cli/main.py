@@ -5,8 +5,8 @@ Nothing heavy is imported before a command runs: ``penstock --help`` must feel i
 
 from __future__ import annotations
 
+import errno
 import sys
-from typing import Any
 
 import click
 
@@ -25,11 +25,22 @@ START = """A compiler for adaptive inference.
   penstock doctor                               what works on this machine
 """
 
+_MISNAMED = frozenset({errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG})
+"""What the system answers to a path that cannot be meant; its other refusals are for lack of something."""
 
-@click.group(help=START, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+
+@click.group(
+    help=START,
+    epilog=EXIT_CODES,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(package_name="penstock", prog_name="penstock")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """See START."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 for _command in (*building.COMMANDS, *artifacts.COMMANDS, *looking.COMMANDS):
@@ -41,33 +52,35 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         code = cli.main(args=arguments, prog_name="penstock", standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
-    except click.exceptions.Abort:
-        _end("interrupted", 130)
-    except KeyboardInterrupt:
-        _end("interrupted", 130)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        _end("error: interrupted", 130)
     except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
-    except MemoryError:
-        _end("error: out of memory\n  hint: smaller calibration inputs, or a machine with more memory", 5)
+        _end(_misused(error), 2)
     except Exception as error:  # noqa: BLE001  (the last door: every error becomes one message)
         _end(*_told(error, "-v" in arguments or "--verbose" in arguments))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _misused(error: click.ClickException) -> str:
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    hint = f"\n  hint: {context.command_path} --help" if context else ""
+    return f"error: {error.format_message()}{hint}"
 
 
 def _told(error: Exception, verbose: bool) -> tuple[str, int]:
-    code: Any = getattr(error, "exit_code", None)
-    if isinstance(code, int) and code != 1:
-        return f"error: {error}", code
+    """Message and exit code of an error."""
+    notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
+    code = getattr(error, "exit_code", 1)
+    if code != 1:
+        return f"error: {error}{notes}", code
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # torch raises a RuntimeError
+        return "error: out of memory\n  hint: smaller inputs, or a machine with more memory", 5
     if isinstance(error, OSError) and error.errno is not None:
-        return f"error: {error.strerror}: {error.filename or ''}".rstrip(": "), 5
+        path = f": {error.filename}" if error.filename is not None else ""
+        return f"error: {error.strerror}{path}", 2 if error.errno in _MISNAMED else 5
     import traceback
 
     trace = "".join(traceback.format_exception(error)) if verbose else ""
-    notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
     hint = "" if verbose else "\n  hint: run again with -v for the trace, and report it"
     return f"{trace}error: this is a bug in Penstock: {type(error).__name__}: {error}{notes}{hint}", 1
 

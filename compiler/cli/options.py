@@ -1,15 +1,20 @@
-"""Options that several commands share, and small readers of their values."""
+"""Options that several commands share, small readers of their values, and the way to stdout."""
 
 from __future__ import annotations
 
 import json
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from typing import Any, TypeVar
 
 import click
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+THREADS = click.IntRange(1, 1024)
+SECONDS = click.FloatRange(0, 3600)
 
 
 def common(command: F) -> F:
@@ -31,7 +36,7 @@ def level(quiet: bool, verbose: bool) -> int:
 
 
 def numbers(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, ...]:
-    """``1,8,64`` as a tuple."""
+    """``1,8,64`` as a tuple; empty when not given."""
     if value is None:
         return ()
     try:
@@ -48,13 +53,27 @@ def sizes(context: click.Context, parameter: click.Parameter, value: tuple[str, 
     found = {}
     for pair in value:
         name, equals, size = pair.partition("=")
-        if not equals or not size.isdigit():
+        if not equals or not (size.isascii() and size.isdigit()):
             raise click.BadParameter(f"{pair!r} is not NAME=SIZE, such as batch=2")
         found[name] = int(size)
     return found
 
 
+@contextmanager
+def models_speak_aside() -> Iterator[None]:
+    """What a model prints while it is loaded or run goes to stderr: stdout is for the result alone."""
+    with redirect_stdout(sys.stderr):
+        yield
+
+
 def emit_json(data: Any) -> None:
-    """One JSON object on stdout."""
-    json.dump(data, sys.stdout, indent=1, allow_nan=False, default=str)
-    sys.stdout.write("\n")
+    """One JSON object on stdout; NaN and infinity, which JSON lacks, are null."""
+    click.echo(json.dumps(_finite(data), indent=1, allow_nan=False, default=str))
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, float) and not math.isfinite(data):
+        return None
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    return [_finite(value) for value in data] if isinstance(data, (list, tuple)) else data

@@ -46,7 +46,7 @@ class Progress:
             self._taken[event.phase] = event.seconds
         if event.phase == "ir":
             self._stop()
-            print(event.text, file=sys.stdout)  # noqa: T201  (asked for by --print-ir-after)
+            print(event.text, end="", file=sys.stderr)  # noqa: T201  (asked for by --print-ir-after)
             return
         if self._level < 0:
             return
@@ -76,11 +76,10 @@ def _history_file() -> Path:
 
 
 def _read(file: Path) -> dict[str, dict[str, float]]:
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, AttributeError, TypeError, RecursionError):  # whatever stands there
         if file.stat().st_size < 1 << 20:
             raw = json.loads(file.read_text())
-            if isinstance(raw, dict) and all(isinstance(v, dict) for v in raw.values()):
-                return raw
+            return {title: {phase: float(s) for phase, s in taken.items()} for title, taken in raw.items()}
     return {}
 
 
@@ -88,7 +87,7 @@ def _write(file: Path, title: str, taken: dict[str, float]) -> None:
     with suppress(OSError):  # a missing estimate is no reason to fail
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         known = dict(list(_read(file).items())[-100:])
-        known[title] = {phase: round(seconds, 2) for phase, seconds in taken.items()}
+        known[title] = known.get(title, {}) | {phase: round(seconds, 2) for phase, seconds in taken.items()}
         aside = file.with_suffix(f".{os.getpid()}")
         aside.write_text(json.dumps(known))
         os.replace(aside, file)

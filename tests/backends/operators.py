@@ -270,9 +270,28 @@ INDEXING = [
     C("bucketize.Tensor", "f32[n,3]", "%f32[4]<1", right=True),
 ]  # fmt: skip
 
+_GRU = ["%f32[12,5]", "%f32[12,4]", "%f32[12]", "%f32[12]"]
+_LSTM = ["%f32[16,5]", "%f32[16,4]", "%f32[16]", "%f32[16]"]
+_LSTM2 = ["%f32[16,8]", "%f32[16,4]", "%f32[16]", "%f32[16]"]
+RECURRENT = [
+    C("gru.input", "f32[n,6,5]", "f32[1,n,4]", _GRU, True, 1, 0.0, False, False, True),
+    C("gru.input", "f32[6,n,5]", "f32[2,n,4]", [*_GRU, *_GRU], True, 1, 0.0, False, True, False),
+    C("lstm.input", "f32[n,6,5]", ["f32[1,n,4]", "f32[1,n,4]"], _LSTM[:2], False, 1, 0.0, False, False, True),
+    C("lstm.input", "f32[n,6,5]", ["f32[4,n,4]", "f32[4,n,4]"], [*_LSTM, *_LSTM, *_LSTM2, *_LSTM2], True, 2, 0.0, False,
+      True, True),
+    C("rnn_tanh.input", "f32[n,6,5]", "f32[1,n,4]", ["%f32[4,5]", "%f32[4,4]"], False, 1, 0.0, False, False, True),
+]  # fmt: skip
+
+# without a form of their own: torch takes them apart
+DECOMPOSED = [
+    C("addcmul", FLOAT, "f32[4]", "f32[n,1]", value=0.5), C("lerp.Scalar", FLOAT, "f32[n,4]", 0.3),
+    C("isin.Tensor_Tensor", "i64[n,4]", "i64[3]"),
+]  # fmt: skip
+
 FAMILIES = {
     "pointwise": POINTWISE, "views": VIEWS, "create": CREATE, "products": PRODUCTS, "convolutions": CONVOLUTIONS,
     "attention": ATTENTION, "norms": NORMS, "reductions": REDUCTIONS, "indexing": INDEXING,
+    "recurrent": RECURRENT, "decomposed": DECOMPOSED,
 }  # fmt: skip
 
 

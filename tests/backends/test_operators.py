@@ -13,7 +13,7 @@ from tests.backends.cases import SIZES, Built, Call, engine_of
 from tests.backends.operators import FAMILIES, NOT_ON
 
 ENGINES = ("onnxruntime", "openvino")
-_TOGETHER = 16  # calls in one graph: building an engine costs more than running one
+_TOGETHER = 32  # calls in one graph: building an engine costs more than running one
 _GROUPS = {
     f"{family}-{start}": calls[start : start + _TOGETHER]
     for family, calls in FAMILIES.items()

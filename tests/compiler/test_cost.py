@@ -101,9 +101,7 @@ class TestPhysics:
         assert estimate(chain(), target("l4"), {"batch": 65536}).rows[1].bound == "memory"
 
     def test_lower_precision_is_faster_where_it_pays(self) -> None:
-        full, half = (
-            estimate(chain(dtype=d), target("l4"), {"batch": 65536}).seconds for d in ("f32", "bf16")
-        )
+        full, half = (estimate(chain(dtype=d), target("l4"), {"batch": 65536}).seconds for d in ("f32", "bf16"))
         assert half < full
 
     def test_every_fit_stays_above_the_roofline_at_large_sizes(self) -> None:
@@ -173,9 +171,7 @@ input %x: f32[batch, 1000] "x"
 return "a" %a
 """
         plan = make_plan(parse(text))
-        assert estimate(
-            plan, target("l4"), {"batch": 2_760_000}
-        ).fits  # 22.08 of 24 GB: the 0.92 that is usable
+        assert estimate(plan, target("l4"), {"batch": 2_760_000}).fits  # 22.08 of 24 GB: the 0.92 that is usable
         assert not estimate(plan, target("l4"), {"batch": 2_770_000}).fits
 
     def test_quantized_product(self) -> None:
@@ -199,9 +195,7 @@ class TestFlow:
     def test_the_slower_branch_unless_told(self) -> None:
         graph = parse(REGIONS)
         h100 = target("h100_sxm")
-        slow, first, second, mixed = (
-            estimate(graph, h100, {}, Flow(taken=taken)) for taken in (None, 1.0, 0.0, 0.25)
-        )
+        slow, first, second, mixed = (estimate(graph, h100, {}, Flow(taken=taken)) for taken in (None, 1.0, 0.0, 0.25))
         assert slow.seconds == pytest.approx(first.seconds)
         assert slow.kernels == 2
         assert slow.notes == ("cond: the slower branch is taken to run always",)
@@ -212,9 +206,7 @@ class TestFlow:
     def test_single_nodes_may_differ(self) -> None:
         graph = parse(REGIONS)
         node = next(iter(graph))
-        one, two = (
-            estimate(graph, target("l4"), {}, flow) for flow in (Flow(per_node={node: 0.5}), Flow(taken=0.5))
-        )
+        one, two = (estimate(graph, target("l4"), {}, flow) for flow in (Flow(per_node={node: 0.5}), Flow(taken=0.5)))
         assert one.seconds == two.seconds
 
     def test_trips(self) -> None:
@@ -271,10 +263,7 @@ return "y" %y
         assert found.notes == ("priced by their bytes only: aten.fft_fft.default (1)",)
 
     def test_siblings_keep_their_order(self) -> None:
-        found = [
-            estimate(chain(), target(n), {"batch": 65536}).seconds
-            for n in ("h200_sxm", "h100_sxm", "h100_pcie")
-        ]
+        found = [estimate(chain(), target(n), {"batch": 65536}).seconds for n in ("h200_sxm", "h100_sxm", "h100_pcie")]
         assert found == sorted(found)
 
 
@@ -308,9 +297,7 @@ def test_every_corpus_graph_is_estimated() -> None:
     define()
     for path in sorted(Path("tests/corpus").glob("*.ir")):
         graph = parse(path.read_text())
-        sizes = {
-            n: max(r.min, 2) if r.max is None else min(max(r.min, 2), r.max) for n, r in graph.dims.items()
-        }
+        sizes = {n: max(r.min, 2) if r.max is None else min(max(r.min, 2), r.max) for n, r in graph.dims.items()}
         for name in ("h100_sxm", "cpu"):
             found = estimate(graph, target(name), {**sizes, "u0": 2, "u1": 2})
             assert found.seconds >= found.floor >= 0

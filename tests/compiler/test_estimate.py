@@ -94,10 +94,7 @@ def test_rendering_keeps_to_100_columns(graph: Graph) -> None:
         lines = out.getvalue().splitlines()
         assert max(map(len, lines)) <= min(width, 100)
         assert "…" not in out.getvalue()
-    assert (
-        sum(line.startswith(("orin_nano_super ", "h100_sxm ", "x86_avx512_vnni ", "cpu ")) for line in lines)
-        == 8
-    )
+    assert sum(line.startswith(("orin_nano_super ", "h100_sxm ", "x86_avx512_vnni ", "cpu ")) for line in lines) == 8
     assert "% (transferred)" in out.getvalue()
     assert "(prior)" in out.getvalue()
     assert "cpu: " in out.getvalue()  # what was assumed
@@ -131,8 +128,6 @@ def test_seconds(seconds: float, told: str) -> None:
     assert show_seconds(seconds) == told
 
 
-@pytest.mark.parametrize(
-    ("bytes_", "told"), [(12, "12 B"), (2048, "2.05 kB"), (438e6, "438 MB"), (24e9, "24.0 GB")]
-)
+@pytest.mark.parametrize(("bytes_", "told"), [(12, "12 B"), (2048, "2.05 kB"), (438e6, "438 MB"), (24e9, "24.0 GB")])
 def test_bytes(bytes_: float, told: str) -> None:
     assert show_bytes(int(bytes_)) == told
