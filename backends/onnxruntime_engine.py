@@ -13,6 +13,7 @@ import torch
 
 from backends.base import WEIGHTS_FILE, Backend, Engine, Unsupported
 from backends.payload import PAYLOAD, original_name, write
+from backends.widen import widened
 from ir import Graph
 from ir.errors import MissingError, PenstockError, UntrustedError
 
@@ -41,12 +42,12 @@ class OnnxRuntime(Backend):
         from backends.onnx_emit import unsupported
 
         self._require()
-        return unsupported(graph, flavor="onnxruntime")
+        return unsupported(widened(graph), flavor="onnxruntime")
 
     def build(self, graph: Graph, folder: Path) -> None:
         """Write ``engine.onnx``."""
         self._require()
-        write(graph, folder, flavor="onnxruntime")
+        write(widened(graph), folder, flavor="onnxruntime")  # it has no bf16 kernels for the CPU
 
     def load(self, folder: Path, threads: int | None = None) -> Engine:
         """An inference session over the file."""

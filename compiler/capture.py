@@ -13,12 +13,11 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import torch
 from torch import nn
 from torch.export import ExportedProgram
-from torch.export import _trace as trace_module
 from torch.export.graph_signature import InputKind
 
 from compiler.dynamic_dims import derived_dims, dim_names, drop_size_asserts, keep_ranges, narrowed
@@ -30,6 +29,7 @@ from compiler.spec import ModelSpec
 from ir import Graph
 from ir.errors import PenstockError, UnsupportedError, UntrustedError, UsageError
 from ir.exported import import_program
+
 
 def capture(
     model: nn.Module | ModelSpec,
@@ -55,9 +55,7 @@ def capture(
     """
     if isinstance(model, ModelSpec):
         spec = model
-        return capture(
-            spec.model, spec.example_inputs, dynamic_shapes=spec.dynamic_shapes, name=name or spec.name
-        )
+        return capture(spec.model, spec.example_inputs, dynamic_shapes=spec.dynamic_shapes, name=name or spec.name)
     if not isinstance(model, nn.Module):
         raise UsageError(f"a model is a torch.nn.Module, not {type(model).__name__}")
     if example_inputs is None:
@@ -114,7 +112,7 @@ def _export(model: nn.Module, bound: BoundInputs) -> ExportedProgram:
     dims = {name: torch.export.Dim(name, min=dim.min, max=dim.max) for name, dim in bound.dims.items()}
     try:
         return _trace(model, bound, dims)
-    except Exception as error:  # noqa: BLE001  (export runs the user's model: anything can come out)
+    except Exception as error:  # export runs the user's model: anything can come out
         if not _about_dims(error):
             raise _refusal(model, bound, dims, error) from error
         refused = str(error)
@@ -127,10 +125,8 @@ def _export(model: nn.Module, bound: BoundInputs) -> ExportedProgram:
     raise narrowed(refused, bound) from cause
 
 
-def _trace(
-    model: nn.Module, bound: BoundInputs, dims: Mapping[str, Any], deferred: bool = False
-) -> ExportedProgram:
-    with contextlib.redirect_stderr(_WithoutGraphs(sys.stderr)):  # type: ignore[type-var]  (has all of a stream)
+def _trace(model: nn.Module, bound: BoundInputs, dims: Mapping[str, Any], deferred: bool = False) -> ExportedProgram:
+    with contextlib.redirect_stderr(cast(TextIO, _WithoutGraphs(sys.stderr))):
         return torch.export.export(
             model,
             bound.args,
@@ -220,9 +216,12 @@ class _WithoutGraphs:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._dropped = False
 
     def write(self, text: str) -> int:
-        return len(text) if "def forward(self" in text else self._stream.write(text)
+        drop = "def forward(self" in text or (self._dropped and text == "\n")  # print ends with a write of its own
+        self._dropped = drop
+        return len(text) if drop else self._stream.write(text)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -72,9 +72,7 @@ def _cut(leaf: Leaf, shape: tuple[Any, ...], sizes: Mapping[str, int]) -> torch.
     return tensor.clone(memory_format=torch.contiguous_format)  # strides as a caller's own tensor has them
 
 
-def _difference(
-    graph: Graph, model: torch.nn.Module, bound: BoundInputs, inputs: Mapping[str, torch.Tensor]
-) -> str:
+def _difference(graph: Graph, model: torch.nn.Module, bound: BoundInputs, inputs: Mapping[str, torch.Tensor]) -> str:
     """What is wrong at these inputs; empty when nothing is."""
     tensors = iter([inputs[leaf.name] for leaf in bound.leaves])
     args, kwargs = pytree.tree_map(

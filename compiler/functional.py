@@ -14,7 +14,6 @@ from ir.errors import UnsupportedError
 from ir.exported import origin_of
 
 
-
 def functional(program: ExportedProgram) -> ExportedProgram:
     """The program without mutation: what it changed in place becomes extra outputs.
 
@@ -99,5 +98,3 @@ def _refuse_aliases(program: ExportedProgram) -> None:
     ]
     if shared:
         raise unsupported(shared)
-
-

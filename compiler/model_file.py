@@ -115,7 +115,7 @@ def _load_module(name: str) -> ModuleType:
         found = importlib.util.find_spec(name)
     except ModuleNotFoundError:  # a package on the way is missing
         found = None
-    except Exception as error:  # noqa: BLE001  (a parent package runs here)
+    except Exception as error:  # a parent package runs here: anything can come out
         raise _failed(name, error) from error
     if found is None:
         near = f"; there is a file {name}.py: write {name}.py:factory" if Path(f"{name}.py").is_file() else ""
@@ -142,7 +142,7 @@ def _factory(module: ModuleType, name: str, source: str) -> Callable[[], Any]:
             f"{source}:{name} needs arguments: {', '.join(needed)}",
             hint="a factory is called without any: give them defaults",
         )
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _could_be_factory(module: ModuleType, found: Any) -> bool:
@@ -154,11 +154,7 @@ def _required(function: Callable[..., Any]) -> list[str]:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         return []
-    return [
-        p.name
-        for p in parameters
-        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-    ]
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
 def _run(what: str, action: Callable[[], _T]) -> _T:
@@ -171,7 +167,7 @@ def _run(what: str, action: Callable[[], _T]) -> _T:
         raise UsageError(
             f"{what} ends the program (sys.exit) while it is loaded", hint='guard scripts with __name__ == "__main__"'
         ) from error
-    except Exception as error:  # noqa: BLE001  (the user's code: anything can come out)
+    except Exception as error:  # the user's code: anything can come out
         raise _failed(what, error) from error
 
 
@@ -204,7 +200,5 @@ def _spec(result: Any, reference: str) -> ModelSpec:
     if not isinstance(result.model, torch.nn.Module):
         raise UsageError(f"the model of {reference} is {type(result.model).__name__}, not a torch.nn.Module")
     if not isinstance(result.example_inputs, (Mapping, Sequence, torch.Tensor)):
-        raise UsageError(
-            f"the example inputs of {reference} are {type(result.example_inputs).__name__}", hint=_EXAMPLE
-        )
+        raise UsageError(f"the example inputs of {reference} are {type(result.example_inputs).__name__}", hint=_EXAMPLE)
     return result

@@ -120,7 +120,7 @@ def fault_of(error: Exception) -> Fault:
     if "torch.cond" in text or "while_loop" in text:
         told = "both branches (or each round) return fresh tensors of equal shape, dtype and strides"
         return Fault(first_line(text), place, f"{told}: .clone() what passes through")
-    if isinstance(error, ValueError) and "unpack" in text or "unbind" in text or "iterat" in text:
+    if (isinstance(error, ValueError) and "unpack" in text) or "unbind" in text or "iterat" in text:
         return Fault("a loop over a tensor whose length depends on the data", place, _LOOP)
     return Fault(f"{kind}: {first_line(text)}", place, "rewrite this line with plain tensor operations")
 

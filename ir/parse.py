@@ -87,6 +87,10 @@ class _Line:
     def done(self) -> bool:
         return not self.text[self.at :].strip()
 
+    def end(self) -> None:
+        if not self.done():
+            raise self.fail(f"unexpected {self.peek() or self.text[self.at :]!r}")
+
     def name(self) -> str:
         token = self.take()
         if not token.startswith("%"):
@@ -125,13 +129,19 @@ class _Line:
             if (c == "," or c == close) and depth == 0:
                 piece = self.text[start:index].strip()
                 if piece or dims or c == ",":
-                    dims.append(parse_dim(piece))
+                    dims.append(self._dim(piece))
                 start = index + 1
                 if c == close:
                     self.at = index + 1
                     return tuple(dims)
             depth += (c == "(") - (c == ")")
         raise self.fail(f"missing {close!r}")
+
+    def _dim(self, piece: str) -> Dim:
+        try:
+            return parse_dim(piece)
+        except ParseError as error:
+            raise self.fail(error.what) from error
 
 
 class _Reader:
@@ -177,21 +187,13 @@ class _Reader:
     def _declaration(self, graph: Graph, scope: dict[str, Value], line: _Line) -> None:
         kind = line.take()
         if kind == "dim":
-            name = line.take()
-            line.take("[")
-            low = line.take()
-            line.take(",")
-            high = line.take()
-            line.take("]")
-            try:
-                graph.dims[name] = DimRange(int(low), None if high == "inf" else int(high))
-            except ValueError as error:
-                raise line.fail("bounds of a dim are whole numbers") from error
+            self._dim_range(graph, line)
             return
         value_name = line.name()
         line.take(":")
         type_ = line.type()
         name = line.string()
+        line.end()
         if value_name in scope:
             raise line.fail(f"%{value_name} is defined twice")
         try:
@@ -205,6 +207,25 @@ class _Reader:
             if TensorType(tensor.dtype, tuple(tensor.shape)) != type_:
                 raise line.fail(f"weight {name!r} is {list(tensor.shape)} {tensor.dtype}, the text says {type_}")
             graph.weights.add(name, tensor)
+
+    @staticmethod
+    def _dim_range(graph: Graph, line: _Line) -> None:
+        name = line.take()
+        line.take("[")
+        low = line.take()
+        line.take(",")
+        high = line.take()
+        line.take("]")
+        line.end()
+        if not name.isidentifier() or name in graph.dims:
+            raise line.fail(f"{name} is defined twice" if name in graph.dims else f"not a name: {name}")
+        try:
+            bounds = DimRange(int(low), None if high == "inf" else int(high))
+        except ValueError as error:
+            raise line.fail("bounds of a dim are whole numbers") from error
+        if bounds.min < 0 or bounds.min not in bounds:
+            raise line.fail(f"the range {bounds} of {name} is empty or negative")
+        graph.dims[name] = bounds
 
     def _block(self, graph: Graph, block: Block, scope: dict[str, Value], depth: int) -> None:
         if depth > _MAX_NESTING:
@@ -252,17 +273,19 @@ class _Reader:
             while line.peek() != "}":
                 key = line.take()
                 line.take("=")
-                token = line.take()
-                hints[key] = json.loads(token)
+                hint = _literal(line.take(), line)
+                if not isinstance(hint, (int, str)):
+                    raise line.fail(f"not a hint: {hint!r}")
+                hints[key] = hint
                 if line.peek() == ",":
                     line.take(",")
             line.take("}")
         regions: tuple[Block, ...] = ()
         if line.peek() == "do":
             line.take("do")
+            line.end()
             regions = tuple(self._region(graph, depth) for _ in range(2))
-        if not line.done():
-            raise line.fail(f"unexpected {line.peek() or line.text[line.at :]!r}")
+        line.end()
         node = graph.insert(
             operation, *args, block=block, origin=line.origin, regions=regions,
             types=[t for _, t in results], hints=hints, kwargs=kwargs,
@@ -284,11 +307,14 @@ class _Reader:
         inner: dict[str, Value] = {}
         while line.peek() != ")":
             name = line.name()
+            if name in inner:
+                raise line.fail(f"%{name} is defined twice")
             line.take(":")
             inner[name] = Value(line.type(), name)
             if line.peek() == ",":
                 line.take(",")
         line.take(")")
+        line.end()
         block = Block(list(inner.values()))
         self._block(graph, block, inner, depth + 1)
         self._next().take("end")
@@ -302,7 +328,11 @@ class _Reader:
             if re.match(r"\s*[A-Za-z_]\w*\s*=", line.text[line.at :]):
                 key = line.take()
                 line.take("=")
+                if key in kwargs:
+                    raise line.fail(f"{key} is given twice")
                 kwargs[key] = self._arg(line, scope)
+            elif kwargs:
+                raise line.fail("a positional argument after a keyword")
             else:
                 args.append(self._arg(line, scope))
             if line.peek() == ",":
@@ -332,9 +362,9 @@ class _Reader:
 def _literal(token: str, line: _Line) -> Arg:
     if token in ("None", "True", "False"):
         return {"None": None, "True": True, "False": False}[token]
-    if token.startswith('"'):
-        return str(json.loads(token))
     try:
+        if token.startswith('"'):
+            return str(json.loads(token))
         if token in _CONSTANTS:
             constant: Arg = _CONSTANTS[token]
             return constant

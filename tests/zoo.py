@@ -72,11 +72,8 @@ def _causal(name: str, **changes: Any) -> nn.Module:
 
     # the default loop over experts depends on the data; "grouped_mm" is an operator of transformers in float32
     experts = {"experts_implementation": "batched_mm"} if "num_experts_per_tok" in changes else {}
-
-    sizes = dict(
-        vocab_size=_VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, max_position_embeddings=64,
-    )  # fmt: skip
+    sizes = {"vocab_size": _VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64}
     config = getattr(transformers, f"{name}Config")(**sizes | changes)
     return _built(transformers.AutoModelForCausalLM, config, **experts)
 
@@ -103,7 +100,9 @@ def bert() -> ModelSpec:
 def gpt2() -> ModelSpec:
     import transformers as t
 
-    config = t.GPT2Config(vocab_size=_VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=1)
+    config = t.GPT2Config(
+        vocab_size=_VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=1
+    )
     return _language("gpt2", _built(t.AutoModelForCausalLM, config))
 
 
@@ -183,9 +182,7 @@ def mamba() -> ModelSpec:
 
     torch.manual_seed(0)
     model = OnlyTokens(t.MambaModel(config))
-    return _spec(
-        "mamba", model, lambda b: {"input_ids": _tokens(b, 5)}, ((2,), (3,), (1,)), {"input_ids": {0: BATCH}}
-    )
+    return _spec("mamba", model, lambda b: {"input_ids": _tokens(b, 5)}, ((2,), (3,), (1,)), {"input_ids": {0: BATCH}})
 
 
 class DecodeStep(nn.Module):
@@ -223,7 +220,9 @@ def llama_decode() -> ModelSpec:
         }
 
     dims = {"input_ids": {0: BATCH}, "ks": {0: BATCH}, "vs": {0: BATCH}}
-    return _spec("llama_decode", DecodeStep(_causal("Llama", num_hidden_layers=2), length), step, ((2, 5), (3, 0), (1, 9)), dims)
+    return _spec(
+        "llama_decode", DecodeStep(_causal("Llama", num_hidden_layers=2), length), step, ((2, 5), (3, 0), (1, 9)), dims
+    )
 
 
 class _Attention(nn.Module):

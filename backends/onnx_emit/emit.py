@@ -68,6 +68,7 @@ class _Writer:
         self._emission = emission
         self._graph = emission.graph
         self.faults: list[Unsupported] = []
+        self._inside = False
 
     def model(self) -> onnx.ModelProto:
         emission, graph = self._emission, self._graph
@@ -150,8 +151,13 @@ class _Writer:
         return ""
 
     def _decomposed(self, scope: Scope, node: Node) -> list[str]:
-        before = len(self.faults)
-        names = decomposed(scope, node, self.block)
+        if self._inside:  # core operators are the end: what is left has parts no more
+            raise Refused("no ONNX form is known; write it with other operators")
+        before, self._inside = len(self.faults), True
+        try:
+            names = decomposed(scope, node, self.block)
+        finally:
+            self._inside = False
         if len(self.faults) > before:  # told of the node that the user wrote, not of its parts
             parts = ", ".join(sorted({fault.op for fault in self.faults[before:]}))
             del self.faults[before:]
