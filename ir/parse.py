@@ -274,7 +274,7 @@ class _Reader:
                 key = line.take()
                 line.take("=")
                 hint = _literal(line.take(), line)
-                if not isinstance(hint, (int, str)):
+                if not isinstance(hint, (int, str)) or isinstance(hint, bool):
                     raise line.fail(f"not a hint: {hint!r}")
                 hints[key] = hint
                 if line.peek() == ",":

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pytest
 import safetensors.torch
 import torch
 
@@ -70,6 +72,12 @@ def publish(path: Path, *, force: bool = False, **changed: object) -> Path:
     with staging(path, force=force) as folder:
         write(folder, **changed)
     return path
+
+
+@pytest.fixture(autouse=True)
+def no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test module that imports this does not wait for the disk."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 class FakeEngine(Engine):

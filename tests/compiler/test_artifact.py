@@ -23,7 +23,12 @@ from compiler.artifact import (
 )
 from ir import parse, show
 from ir.errors import UntrustedError, UsageError
-from tests.compiler.artifacts import graph, manifest, publish
+from tests.compiler.artifacts import (
+    graph,
+    manifest,
+    no_sync,  # noqa: F401
+    publish,
+)
 
 FILES = (
     "manifest.json", "manifest.sha256", "before.ir", "after.ir", "weights.safetensors", "states.safetensors",

@@ -18,7 +18,12 @@ from compiler.cache import Cache, default_root
 from compiler.cache_key import Components, digest_samples, digest_tensors, key_of, machine_text
 from ir import PenstockError
 from ir.errors import ResourceError, UntrustedError, UsageError
-from tests.compiler.artifacts import components, publish, write
+from tests.compiler.artifacts import (
+    components,
+    no_sync,  # noqa: F401
+    publish,
+    write,
+)
 
 
 @pytest.fixture

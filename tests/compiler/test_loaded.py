@@ -21,7 +21,12 @@ from compiler.loaded import LoadedModel, load
 from compiler.signature import InputError, Signature
 from ir import DimRange
 from ir.errors import MissingError, ResourceError, UntrustedError, UsageError
-from tests.compiler.artifacts import FakeBackend, FakeEngine, publish
+from tests.compiler.artifacts import (
+    FakeBackend,
+    FakeEngine,
+    no_sync,  # noqa: F401
+    publish,
+)
 
 
 @pytest.fixture

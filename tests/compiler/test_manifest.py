@@ -28,7 +28,13 @@ from compiler.artifact import (
 )
 from ir import DimRange, PenstockError
 from ir.errors import UntrustedError
-from tests.compiler.artifacts import manifest, publish, reseal, write
+from tests.compiler.artifacts import (
+    manifest,
+    no_sync,  # noqa: F401
+    publish,
+    reseal,
+    write,
+)
 
 
 @pytest.fixture

@@ -25,7 +25,11 @@ from compiler.artifact import (
 from compiler.artifact.staging import why_not_artifact
 from ir import PenstockError
 from ir.errors import ResourceError, UntrustedError, UsageError
-from tests.compiler.artifacts import publish, write
+from tests.compiler.artifacts import (
+    no_sync,  # noqa: F401
+    publish,
+    write,
+)
 
 staging_module = sys.modules["compiler.artifact.staging"]  # the name in the package is the function
 

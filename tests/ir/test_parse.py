@@ -42,7 +42,7 @@ FAULTS = {
     "huge number": (f"%y: f32[n, 4] = aten.mul.Tensor(%x, {'9' * 5000})\nreturn", 6, "not a literal"),
     "broken string": ('%y: f32[n, 4] = aten.gelu.default(%x, approximate="tanh)\nreturn', 6, "expected"),
     "bad escape": ('%y: f32[n, 4] = aten.gelu.default(%x, approximate="\\q")\nreturn', 6, "not a literal"),
-    "bad hint": ("%y: f32[n, 4] = aten.exp.default(%x) {fuse=[1]}\nreturn", 6, "not a hint"),
+    "bad hint": ("%y: f32[n, 4] = aten.exp.default(%x) {fuse=True}\nreturn", 6, "not a hint"),
     "open hints": ("%y: f32[n, 4] = aten.exp.default(%x) {fuse=1\nreturn", 6, "expected"),
     "positional after keyword": ("%y: f32[n] = aten.add.Tensor(alpha=1, %x)\nreturn", 6, "after a keyword"),
     "keyword twice": ("%y: f32[n] = aten.add.Tensor(%x, alpha=1, alpha=2)\nreturn", 6, "twice"),
