@@ -169,7 +169,9 @@ def _spec(
         "metric": metric, "name": name,
     }  # fmt: skip
     if isinstance(model, ModelSpec):
-        return replace(model, **{key: value for key, value in given.items() if isinstance(value, torch.Tensor) or value})
+        return replace(
+            model, **{key: value for key, value in given.items() if isinstance(value, torch.Tensor) or value}
+        )
     if example_inputs is None:
         raise UsageError("compile needs example inputs", hint='compile(model, example_inputs={"x": tensor})')
     return ModelSpec(model, example_inputs, dynamic_shapes or {}, calibration, metric, name or type(model).__name__)
@@ -328,8 +330,15 @@ def _publish(
             passes=tuple(report["variants"][winner.variant]["passes"]),
             measurements=report["chosen"],
             made_from=made_from.record,
+            processor=artifact.Processor.here(*_needed_flags(winner)),
         )
         return artifact.seal(folder, manifest)
+
+
+def _needed_flags(winner: Candidate) -> tuple[str, ...]:
+    """Without VNNI, x86 adds up int8 products in 16 bits and saturates: other numbers than were verified here."""
+    has_vnni = "avx512_vnni" in artifact.cpu_flags()
+    return ("avx512_vnni",) if has_vnni and winner.facts.get("int8_matmuls") else ()
 
 
 def _result(

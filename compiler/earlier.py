@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import json
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from backends import BACKENDS
-from compiler.artifact import AFTER
+from compiler.artifact import AFTER, Artifact
 from compiler.cache import Cache
 from compiler.cache_key import Components, digest_samples, digest_tensors, digest_text
 from compiler.events import Phases
@@ -48,32 +49,39 @@ def components(spec: ModelSpec, graph: Graph, recipe: Recipe, settings: Settings
 
 
 def _source(metric: Metric | None) -> str:
-    """Digest of the file that defines a metric: another metric may choose another engine."""
+    """Digest of the file that defines a metric: another metric may choose another engine.
+
+    One that has no file (typed in, or built) is equal to no other: such a compile is never taken from the cache.
+    """
     if metric is None:
         return ""
     try:
         file = inspect.getsourcefile(metric if inspect.isroutine(metric) else type(metric))
         return digest_text(Path(file or "").read_text(encoding="utf-8"))
     except (OSError, TypeError, UnicodeDecodeError):
-        return "unknown"
+        return secrets.token_hex(16)
 
 
 def earlier(made_from: Components, folder: Path, phases: Phases) -> Earlier | None:
-    """Copy the artifact of an equal compile into ``folder``, if there is one."""
+    """Copy the artifact of an equal compile into ``folder``, if there is one; else the folder is empty."""
     try:
         cache = Cache()
         found = cache.fetch(made_from.key, folder)
         if found is None:
             phases.note("cache", f"nothing to take: {cache.why_miss(made_from)}")
             return None
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-        phases.note(
-            "cache", f"an equal compile of {found.manifest.created}: its artifact is taken, its figures are of then"
-        )
-        return Earlier(found.id, found.graph(AFTER), report)
-    except PenstockError as error:
-        phases.note("cache", f"not used: {error.what}")
+        kept = _read(found)
+        phases.note("cache", f"equal compile of {found.manifest.created}: artifact and figures are of then")
+        return kept
+    except (PenstockError, ValueError, LookupError) as error:
+        phases.note("cache", f"not used: {str(error).splitlines()[0]}")
+        for file in folder.iterdir():
+            file.unlink()
         return None
+
+
+def _read(found: Artifact) -> Earlier:
+    return Earlier(found.id, found.graph(AFTER), json.loads(found.read("report.json")))
 
 
 def keep(made_from: Components, folder: Path, phases: Phases) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -11,10 +13,11 @@ import torch
 
 import backends
 from backends.base import Backend, Engine
-from compiler.artifact import Artifact, ChangedError, Manifest, open_artifact
+from compiler.artifact import AFTER, Artifact, ChangedError, Manifest, copy_artifact, open_artifact
 from compiler.signature import InputError, Signature
-from ir import PenstockError
+from ir import PenstockError, parse
 from ir.errors import MissingError, ResourceError, UsageError
+from ir.weights import load as load_weights
 
 __all__ = ["InputError", "LoadedModel", "load"]
 
@@ -30,8 +33,9 @@ class LoadedModel:
     parallel runs load the artifact once per worker, with few ``threads`` each.
     """
 
-    def __init__(self, artifact: Artifact, engine: Engine, threads: int | None, version: str) -> None:
+    def __init__(self, artifact: Artifact, engine: Engine, backend: str, version: str, threads: int | None) -> None:
         self._artifact = artifact
+        self._backend = backend
         self._engine: Engine | None = engine
         self._threads, self._version = threads, version
         self._lock = threading.Lock()
@@ -72,9 +76,9 @@ class LoadedModel:
         return {
             "model": self.manifest.name,
             "id": self.id,
-            "engine": self.manifest.engine.name,
+            "engine": self._backend,
             "engine_version": self._version,
-            "compiled_with": self.manifest.engine.version,
+            "compiled_with": f"{self.manifest.engine.name} {self.manifest.engine.version}",
             "threads": "the engine's choice" if self._threads is None else self._threads,
             **(engine.facts() if engine is not None else {}),
         }
@@ -108,12 +112,14 @@ def load(
         threads: of the engine; the number it was compiled and measured with when ``None``.
         expect: the artifact's id as printed by ``penstock compile``. Give it for artifacts that came over a
             road you do not trust: digests alone do not tell who made it.
-        engine_override: another engine that reads the same payload.
+        engine_override: another engine: its payload is built anew from ``after.ir``, which takes a while. To
+            find out which of two engines is wrong; what was measured does not hold for it.
 
     Raises:
         UsageError: no such artifact, no such engine.
         UntrustedError: a file was changed, is missing, extra, a link; a version or machine does not fit.
         MissingError: the engine is not installed, or cannot load what was built.
+        UnsupportedError: the other engine cannot carry the graph.
     """
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}; it must be 1 or more, or None")
@@ -130,7 +136,10 @@ def _load(path: str | os.PathLike[str], threads: int | None, expect: str | None,
     version = _version(artifact, backend)
     threads = choice.threads if threads is None else threads
     try:
-        engine = backend.load(artifact.folder, threads)
+        if backend.name == choice.name:
+            engine = backend.load(artifact.folder, threads)
+        else:
+            engine = _rebuilt(artifact, backend, threads)
     except PenstockError:
         artifact.recheck()
         raise
@@ -140,11 +149,21 @@ def _load(path: str | os.PathLike[str], threads: int | None, expect: str | None,
         artifact.recheck()
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise MissingError(
-            f"{backend.name} {version} cannot load what {choice.name} {choice.version} built: {reason}",
+            f"{backend.name} {version} cannot load what was compiled for {choice.name} {choice.version}: {reason}",
             hint=f"install {choice.name} {choice.version}, or compile the model again",
         ) from error
     artifact.recheck()
-    return LoadedModel(artifact, engine, threads, version)
+    return LoadedModel(artifact, engine, backend.name, version, threads)
+
+
+def _rebuilt(artifact: Artifact, backend: Backend, threads: int | None) -> Engine:
+    """The engine of a payload that is made here and now, from a checked copy; it leaves no files."""
+    with tempfile.TemporaryDirectory(prefix="penstock-") as scratch:
+        folder = Path(scratch)
+        copy_artifact(artifact.folder, folder, artifact.id)
+        weights = load_weights(folder / backends.WEIGHTS_FILE)
+        backend.build(parse(artifact.read(AFTER).decode("utf-8", "replace"), weights), folder)
+        return backend.load(folder, threads)
 
 
 def _version(artifact: Artifact, backend: Backend) -> str:

@@ -10,7 +10,9 @@ from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
-from backends import BACKENDS
+import torch
+
+from backends import BACKENDS, WEIGHTS_FILE
 from compiler.artifact import AFTER, open_artifact
 from compiler.capture import capture, capture_file
 from compiler.files import read_ir, read_text
@@ -20,6 +22,7 @@ from compiler.recipe import recipe as read_recipe
 from compiler.targets import load_targets, this_cpu
 from compiler.trial import usual_size
 from ir import Graph, Value
+from ir import weights as weight_files
 from ir.copy import copy_graph
 from ir.errors import UsageError, nearest
 from passes import PASSES, parse_passes, show_pass
@@ -31,10 +34,20 @@ def read_graph(reference: str, trust_pickle: bool = False) -> Graph:
     if path.suffix == ".pt2":
         return capture_file(path, trust_pickle=trust_pickle)
     if path.suffix == ".ir":
-        return read_ir(read_text(path))
+        return _with_weights(read_ir(read_text(path)))
     if path.suffix == ".penstock" or path.is_dir():
-        return open_artifact(path).graph(AFTER)
+        opened = open_artifact(path)
+        return read_ir(opened.read(AFTER).decode(), weight_files.load(opened.folder / WEIGHTS_FILE))
     return capture(load_spec(reference))
+
+
+def _with_weights(graph: Graph) -> Graph:
+    """Zeros for the weights that IR text does not hold; the system gives memory only to what is written."""
+    for value, spec in graph.inputs.items():
+        if spec.kind == "param" and spec.name not in graph.weights:
+            shape = [size for size in value.tensor.shape if isinstance(size, int)]
+            graph.weights.add(spec.name, torch.zeros(shape, dtype=value.tensor.dtype))
+    return graph
 
 
 def optimised(graph: Graph, recipe: str) -> Graph:

@@ -208,12 +208,13 @@ def _watching() -> Iterator[_Watcher]:
 
     watcher = _Watcher()
     logger = logging.getLogger("torch.__trace")
-    before = _internal.GET_DTRACE_STRUCTURED
+    before = _internal.GET_DTRACE_STRUCTURED, logger.disabled
     logger.addHandler(watcher)
+    logger.disabled = False  # somebody's logging.config may have silenced it
     _internal.GET_DTRACE_STRUCTURED = True
     try:
         with config.patch(fake_tensor_propagate_real_tensors=True, generate_fake_kernels_from_real_mismatches=True):
             yield watcher
     finally:
-        _internal.GET_DTRACE_STRUCTURED = before
+        _internal.GET_DTRACE_STRUCTURED, logger.disabled = before
         logger.removeHandler(watcher)

@@ -76,7 +76,7 @@ def name_values(graph: Graph) -> dict[Value, str]:
 
 def _block_lines(graph: Graph, block: Block, names: dict[Value, str], pad: str) -> Iterator[tuple[str, Node | None]]:
     for node in block:
-        if node.op is RETURN and block is graph.body:
+        if node.op is RETURN and block is graph.body and len(graph.outputs) == len(node.args):
             parts = [
                 ("state " if o.kind == "state" else "") + f"{json.dumps(o.name)} {show_arg(a, names)}"
                 for o, a in zip(graph.outputs, node.args, strict=True)

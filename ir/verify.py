@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from enum import Enum
 
+import torch
+
 from ir.core import Block, Graph, Node, Value
 from ir.dims import is_data_symbol, symbols_of
 from ir.errors import IRError
@@ -48,7 +50,8 @@ def _well_formed(graph: Graph) -> None:
     states = {name for name, _ in graph.arguments("state")}
     users: dict[Value, set[Node]] = {}
     _block_formed(graph, graph.body, users)
-    for value in [*graph.body.args, *(v for n in graph.walk() for v in n.results)]:
+    arguments = [v for block in graph.blocks() for v in block.args]
+    for value in [*arguments, *(v for n in graph.walk() for v in n.results)]:
         if set(value.uses) != users.get(value, set()):
             raise _fail(graph, value.producer, f"the use list of %{value.name} is not true")
     if len(graph.outputs) != len(graph.body.returned.args):
@@ -86,6 +89,8 @@ def _regions_fit(graph: Graph, node: Node) -> None:
         return
     if len(node.regions) != 2:
         raise _fail(graph, node, f"{node.op.name} has two regions")
+    if node.op is COND and not (isinstance(node.args[0], Value) and _is_flag(node.args[0].type)):
+        raise _fail(graph, node, "the predicate of cond is one boolean")
     operands = [v.type for v in node.operands[1:]] if node.op is COND else [v.type for v in node.operands]
     results = [v.type for v in node.results]
     for index, region in enumerate(node.regions):
@@ -93,10 +98,16 @@ def _regions_fit(graph: Graph, node: Node) -> None:
             raise _fail(graph, node, f"region {index} does not take the operands of {node.op.name}")
         got = [v.type for v in region.returned.operands]
         if node.op is WHILE and index == 0:
-            if len(got) != 1:
+            if len(got) != 1 or not _is_flag(got[0]):
                 raise _fail(graph, node, "the test of while returns one boolean")
         elif not _same_types(got, results):
             raise _fail(graph, node, f"region {index} returns {got}, {node.op.name} gives {results}")
+
+
+def _is_flag(type_: Type) -> bool:
+    return type_ == ScalarType("bool") or (
+        isinstance(type_, TensorType) and type_.dtype is torch.bool and type_.numel == 1
+    )
 
 
 def _typed(graph: Graph) -> None:

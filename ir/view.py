@@ -44,9 +44,9 @@ def dominators(graph: Graph | Block) -> dict[Node, Node]:
     target = block.returned
     reaching = nx.ancestors(picture, target) | {target}
     found = nx.immediate_dominators(picture.subgraph(reaching).reverse(), target)
-    return {node: via for node, via in found.items() if node.op is not RETURN}
+    return {node: found[node] for node in block if node in found and node.op is not RETURN}
 
 
 def cut(graph: Graph | Block, first: set[Node]) -> list[tuple[Node, Node]]:
     """Edges from a set of nodes to the rest: what a partition must carry across."""
-    return list(nx.edge_boundary(network(graph), first))
+    return [(a, b) for a, b in network(graph).edges if a in first and b not in first]  # in execution order

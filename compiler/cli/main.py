@@ -29,13 +29,21 @@ _MISNAMED = frozenset({errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, 
 """What the system answers to a path that cannot be meant; its other refusals are for lack of something."""
 
 
+def _version(context: click.Context, parameter: click.Parameter, asked: bool) -> None:
+    if asked:
+        from compiler.artifact import penstock_version
+
+        click.echo(f"penstock {penstock_version()}")
+        context.exit()
+
+
 @click.group(
     help=START,
     epilog=EXIT_CODES,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@click.version_option(package_name="penstock", prog_name="penstock")
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version and exit.")
 @click.pass_context
 def cli(context: click.Context) -> None:
     """See START."""

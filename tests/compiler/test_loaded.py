@@ -95,6 +95,14 @@ def test_facts_and_close(path: Path, backend: FakeBackend) -> None:
     assert backend.threads == 5
 
 
+def test_another_engine_is_built_from_the_graph(path: Path) -> None:
+    model = load(path, engine_override="reference")
+    assert torch.equal(model(**inputs())["y"], inputs()["x"])
+    facts = model.facts()
+    assert (facts["engine"], facts["compiled_with"]) == ("reference", "fake 1.0")
+    assert load(path, engine_override="fake").facts()["engine"] == "fake"
+
+
 def test_what_load_refuses(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="no artifact"):
         load(path.parent / "none.penstock")
