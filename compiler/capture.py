@@ -152,7 +152,7 @@ def _refusal(model: nn.Module, bound: BoundInputs, dims: Mapping[str, Any], erro
                 where=str(place_of(own)),
                 hint="model(**example_inputs) must work before it can be captured",
             )
-    return unsupported(collect_faults(lambda: _trace(model, bound, dims), error))
+    return unsupported(collect_faults(model, lambda: _trace(model, bound, dims), error))
 
 
 # --- around it ------------------------------------------------------------------------------------
@@ -201,14 +201,14 @@ def _quiet() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in logging.root.manager.loggerDict if _is_torchs(name)]
     handlers = {handler for logger in loggers for handler in logger.handlers}
     for handler in handlers:
-        handler.addFilter(_nothing)
+        handler.addFilter(_not_torchs)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         for handler in handlers:
-            handler.removeFilter(_nothing)
+            handler.removeFilter(_not_torchs)
 
 
 class _WithoutGraphs:
@@ -231,5 +231,5 @@ def _is_torchs(logger: str) -> bool:
     return logger.partition(".")[0] == "torch" and logger != "torch.__trace"  # that one only goes where it is asked to
 
 
-def _nothing(record: logging.LogRecord) -> bool:
-    return False
+def _not_torchs(record: logging.LogRecord) -> bool:
+    return not _is_torchs(record.name)

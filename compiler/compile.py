@@ -164,7 +164,7 @@ def _spec(
     metric: Metric | None,
     name: str,
 ) -> ModelSpec:
-    given = {
+    given: dict[str, Any] = {
         "example_inputs": example_inputs, "dynamic_shapes": dynamic_shapes, "calibration": calibration,
         "metric": metric, "name": name,
     }  # fmt: skip

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from compiler.artifact import storage_errors
@@ -54,11 +55,23 @@ def read_ir(text: str, weights: weight_files.Weights | None = None) -> Graph:
         UntrustedError: it is, but the graph is not well formed.
     """
     try:
-        graph = parse(text, weights)
-        verify(graph)
+        with _torch_unheard():
+            graph = parse(text, weights)
+            verify(graph)
     except IRError as error:
         raise UntrustedError(f"the IR text is not well formed: {error.what}", where=error.where) from error
     return graph
+
+
+@contextmanager
+def _torch_unheard() -> Iterator[None]:
+    """Shapes that do not fit come back as an error with their line; torch would also print its own stack."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 @contextmanager
@@ -82,8 +95,11 @@ def writing(path: Path) -> Iterator[Path]:
         with storage_errors(path):
             yield aside
             os.replace(aside, path)
+    except OSError as error:
+        raise ResourceError(f"cannot write {path}: {error.strerror}") from error
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            aside.unlink()
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from torch import fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from compiler.refusals import unsupported
+from compiler.refusals import first_line, unsupported
 from ir.errors import UnsupportedError
 from ir.exported import origin_of
 
@@ -33,14 +33,15 @@ def functional(program: ExportedProgram) -> ExportedProgram:
     ]
     if hidden:
         raise unsupported(hidden)
+    _refuse_shared(program, {str(kinds[name].target) for name, _ in changed if name in kinds})
     try:
         made = program.run_decompositions({})
     except Exception as error:
         raise UnsupportedError(
-            f"the changes that the model makes in place cannot be made explicit: {error}",
+            f"the changes that the model makes in place cannot be made explicit: {first_line(str(error))}",
             hint="pass the changed tensors to forward as inputs, or return the new content",
         ) from error
-    _refuse_aliases(made)
+    _refuse_clashes(made)
     return made
 
 
@@ -75,12 +76,11 @@ def _wrapped(program: ExportedProgram) -> bool:
     return any(str(getattr(n.target, "__name__", "")).startswith("wrap_with_") for n in program.graph.nodes)
 
 
-def _refuse_aliases(program: ExportedProgram) -> None:
-    signature = program.graph_signature
-    targets = {**signature.buffers_to_mutate, **signature.user_inputs_to_mutate}.values()
+def _refuse_shared(program: ExportedProgram, changed: set[str]) -> None:
+    """Two names of one memory, of which one is written to: the other would keep the old content."""
     tensors = {**program.state_dict, **program.constants}
     owners: dict[int, list[str]] = {}
-    for spec in signature.input_specs:
+    for spec in program.graph_signature.input_specs:
         tensor = tensors.get(spec.target) if spec.target else None
         if isinstance(tensor, torch.Tensor) and tensor.numel():
             owners.setdefault(tensor.untyped_storage().data_ptr(), []).append(str(spec.target))
@@ -88,13 +88,19 @@ def _refuse_aliases(program: ExportedProgram) -> None:
         f"  - {' and '.join(names)} share memory, and the model changes it in place\n"
         "    hint: keep one tensor under one name"
         for names in owners.values()
-        if len(names) > 1 and set(names) & set(targets)
-    ]
-    users = set(signature.user_inputs)
-    shared += [
-        f"  - {name} is both an input and a buffer that the model changes\n    hint: rename one of them"
-        for name in signature.buffers_to_mutate.values()
-        if name in users
+        if len(names) > 1 and set(names) & changed
     ]
     if shared:
         raise unsupported(shared)
+
+
+def _refuse_clashes(program: ExportedProgram) -> None:
+    """An input and a state of one name: callers pass both by name."""
+    users = set(program.graph_signature.user_inputs)
+    clashes = [
+        f"  - {name} is both an input and a buffer that the model changes\n    hint: rename one of them"
+        for name in program.graph_signature.buffers_to_mutate.values()
+        if name in users
+    ]
+    if clashes:
+        raise unsupported(clashes)

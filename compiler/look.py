@@ -17,7 +17,6 @@ from compiler.artifact import AFTER, open_artifact
 from compiler.capture import capture, capture_file
 from compiler.files import read_ir, read_text
 from compiler.model_file import load_spec
-from compiler.pipeline import Pipeline
 from compiler.recipe import recipe as read_recipe
 from compiler.targets import load_targets, this_cpu
 from compiler.trial import usual_size
@@ -25,7 +24,7 @@ from ir import Graph, Value
 from ir import weights as weight_files
 from ir.copy import copy_graph
 from ir.errors import UsageError, nearest
-from passes import PASSES, parse_passes, show_pass
+from passes import PASSES
 
 
 def read_graph(reference: str, trust_pickle: bool = False) -> Graph:
@@ -34,7 +33,7 @@ def read_graph(reference: str, trust_pickle: bool = False) -> Graph:
     if path.suffix == ".pt2":
         return capture_file(path, trust_pickle=trust_pickle)
     if path.suffix == ".ir":
-        return _with_weights(read_ir(read_text(path)))
+        return read_ir(read_text(path))
     if path.suffix == ".penstock" or path.is_dir():
         opened = open_artifact(path)
         return read_ir(opened.read(AFTER).decode(), weight_files.load(opened.folder / WEIGHTS_FILE))
@@ -42,12 +41,13 @@ def read_graph(reference: str, trust_pickle: bool = False) -> Graph:
 
 
 def _with_weights(graph: Graph) -> Graph:
-    """Zeros for the weights that IR text does not hold; the system gives memory only to what is written."""
-    for value, spec in graph.inputs.items():
-        if spec.kind == "param" and spec.name not in graph.weights:
+    """A copy with zeros for the weights that IR text does not hold; no memory is taken by what is never read."""
+    made = copy_graph(graph)
+    for value, spec in made.inputs.items():
+        if spec.kind == "param" and spec.name not in made.weights:
             shape = [size for size in value.tensor.shape if isinstance(size, int)]
-            graph.weights.add(spec.name, torch.zeros(shape, dtype=value.tensor.dtype))
-    return graph
+            made.weights.add(spec.name, torch.zeros(shape, dtype=value.tensor.dtype))
+    return made
 
 
 def optimised(graph: Graph, recipe: str) -> Graph:
@@ -59,7 +59,9 @@ def optimised(graph: Graph, recipe: str) -> Graph:
     return made
 
 
-def sizes_to_price(graph: Graph, name: str, asked: Sequence[int], sizes: Mapping[str, int], usual: int) -> Sequence[int]:
+def sizes_to_price(
+    graph: Graph, name: str, asked: Sequence[int], sizes: Mapping[str, int], usual: int
+) -> Sequence[int]:
     """Sizes of a dim for an estimate: those asked for, else the usual one if the model has such a dim at all."""
     if asked and name in sizes:
         raise UsageError(f"--size {name}={sizes[name]} and --{name} say the same", hint="leave out one of them")
@@ -78,7 +80,8 @@ def describe(graph: Graph) -> dict[str, Any]:
     returned = graph.body.returned.args
     params = [value for _, value in graph.arguments("param")]
     bytes_ = sum(_bytes(value) for value in params)
-    engines = {b.name: [str(u) for u in b.unsupported(graph)] for b in BACKENDS if b.version() is not None}
+    whole = _with_weights(graph)
+    engines = {b.name: [str(u) for u in b.unsupported(whole)] for b in BACKENDS if b.version() is not None}
     return {
         "name": graph.name,
         "nodes": len(graph),
@@ -128,11 +131,8 @@ def explain_pass(name: str) -> dict[str, Any]:
     row = next(r for r in describe_passes() if r["name"] == name)
     words = inspect.getdoc(sys.modules[table[name].__module__]) or ""
     options = "\n".join(f"  {k} = {v!r}" for k, v in row["options"].items()) or "  none"
-    row["text"] = (
-        f"{show_pass(parse_passes(name, PASSES)[0])}\n\n{words}\n\noptions\n{options}\n"
-        f"numbers    {row['tolerance']}\nrequires   {', '.join(row['requires'])}\ngives      {', '.join(row['gives']) or 'nothing'}\n"
-        f"breaks     {', '.join(row['breaks']) or 'nothing'}"
-    )
+    facts = "\n".join(f"{kind:<10} {', '.join(row[kind]) or 'nothing'}" for kind in ("requires", "gives", "breaks"))
+    row["text"] = f"{name}\n\n{words}\n\noptions\n{options}\nnumbers    {row['tolerance']}\n{facts}"
     return row
 
 

@@ -23,7 +23,9 @@ class OptResult:
 
     def rows(self) -> list[dict[str, Any]]:
         """A row per pass, as plain data."""
-        return [{"pass": r.name, "changes": r.changes, "applied": r.applied, "declined": r.declined} for r in self.records]
+        return [
+            {"pass": r.name, "changes": r.changes, "applied": r.applied, "declined": r.declined} for r in self.records
+        ]
 
     def remarks(self) -> list[str]:
         """A line per remark."""
@@ -32,7 +34,7 @@ class OptResult:
 
 def optimise_text(
     source: str, passes: str, weights: Path | None, dump: Path | None, print_after: str,
-    echo: Callable[[str], object],
+    echo: Callable[[str], None],
 ) -> OptResult:  # fmt: skip
     """Read IR text, verify it, run passes, verify after each.
 

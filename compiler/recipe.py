@@ -95,7 +95,7 @@ def _from_text(text: str) -> Recipe:
 
 def _from_file(path: Path) -> Recipe:
     raw = _read(path)
-    settings = {}
+    settings: dict[str, Any] = {}
     for written, value in raw.items():
         key = str(written).replace("-", "_")
         if key not in _KEYS:

@@ -66,7 +66,9 @@ class Reference:
             return self._eager(inputs)
         except (RuntimeError, ValueError, TypeError, LookupError) as error:
             told = f"{type(error).__name__}: {first_line(str(error))}"
-            raise UsageError(f"the model fails on calibration input {count}: {told}", where=str(place_of(error))) from error
+            raise UsageError(
+                f"the model fails on calibration input {count}: {told}", where=str(place_of(error))
+            ) from error
 
     def _eager(self, inputs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         bound = bind_inputs(self._spec.model, inputs)

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 import torch
+from torch import nn
 from torch.export import ExportedProgram
 
 from ir.errors import UnsupportedError
@@ -67,14 +68,14 @@ def unsupported(faults: Sequence[str]) -> UnsupportedError:
     return UnsupportedError(f"{len(faults)} construct(s) of the model cannot be carried:\n" + "\n".join(faults))
 
 
-def collect_faults(export: Callable[[], ExportedProgram], error: Exception) -> list[str]:
+def collect_faults(model: nn.Module, export: Callable[[], ExportedProgram], error: Exception) -> list[str]:
     """Every fault of a model whose export failed with ``error``; ``export`` tries again.
 
     Only what the example inputs reach is seen: code behind a branch not taken stays dark.
     """
     found: list[str] = []
     last: Exception | None = None
-    with _watching() as watcher:
+    with _watching() as watcher, _plain_weights(model):
         try:
             program = export()
         except Exception as again:  # noqa: BLE001  (whatever a model raises is a fault to report)
@@ -198,6 +199,22 @@ class _Watcher(logging.Handler):
         frame: FrameType | None = sys._getframe()
         summary = traceback.StackSummary.extract(traceback.walk_stack(frame), lookup_lines=True)
         return _innermost([(f.filename, f.lineno or 0, f.line or "") for f in reversed(summary)])
+
+
+@contextlib.contextmanager
+def _plain_weights(model: nn.Module) -> Iterator[None]:
+    """Parameters as buffers for a while: torch 2.13 reads garbage as the real values of an ``nn.Parameter``."""
+    saved = [(module, dict(module._parameters)) for module in model.modules()]
+    for module, parameters in saved:
+        module._parameters.clear()
+        module._buffers.update({name: None if p is None else p.data for name, p in parameters.items()})
+    try:
+        yield
+    finally:
+        for module, parameters in saved:
+            for name in parameters:
+                del module._buffers[name]
+            module._parameters.update(parameters)
 
 
 @contextlib.contextmanager

@@ -311,7 +311,8 @@ def to_module(graph: Graph) -> fx.GraphModule:
     return _build(root, graph.body, names)
 
 
-def _build(root: torch.nn.Module, block: Block, params: Mapping[Value, str]) -> fx.GraphModule:
+def _build(root: torch.nn.Module, block: Block, params: Mapping[Value, str], bare: bool = False) -> fx.GraphModule:
+    """``bare``: the only result is returned as it is, not in a tuple; while_loop wants its test so."""
     made = fx.Graph()
     env: dict[Value, fx.Node] = {}
     for value in block.args:
@@ -328,14 +329,15 @@ def _build(root: torch.nn.Module, block: Block, params: Mapping[Value, str]) -> 
 
     for node in block:
         if node.op is RETURN:
-            made.output(tuple(_fresh(made, a, block, params, read) for a in node.args))
+            values = tuple(_fresh(made, a, block, params, read) for a in node.args)
+            made.output(values[0] if bare else values)
             continue
         args = [read(a) for a in node.args]
         if node.regions:
             regions = []
-            for region in node.regions:
+            for index, region in enumerate(node.regions):
                 attribute = f"region_{len(list(root.named_children()))}"
-                root.add_module(attribute, _build(torch.nn.Module(), region, {}))
+                root.add_module(attribute, _build(torch.nn.Module(), region, {}, node.op is WHILE and index == 0))
                 regions.append(made.get_attr(attribute))
             groups = [tuple(a) if isinstance(a, list) else a for a in args]
             if node.op is COND:

@@ -33,9 +33,7 @@ VARIANTS = (
     'cast-compute{dtype="f16"}',
     "fold-constants{max-bytes=0}",
 )
-EVERY = {p.name: p() for p in passes.PASSES} | {
-    text: passes.parse_passes(text, passes.PASSES)[0] for text in VARIANTS
-}
+EVERY = {p.name: p() for p in passes.PASSES} | {text: passes.parse_passes(text, passes.PASSES)[0] for text in VARIANTS}
 # No fault of the pass: float16 ends at 65504, and calibrated scales end where the calibration inputs do.
 BEYOND = {text: {"large"} for text in ('cast-compute{dtype="f16"}', *VARIANTS[:2])}
 # A folded weight is laid out anew, so that a matmul may take another kernel: the last bit may move.

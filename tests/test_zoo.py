@@ -21,6 +21,9 @@ from tests.zoo import ZOO, minilm
 BRANCHING = {"early_exit", "nested_cond", "while_loop"}
 """On the way back torch adds size arithmetic and clones around their regions: more nodes, equal numbers."""
 
+SLOW_BACK = {"bert", "gpt2", "qwen3", "mixtral", "qwen3_moe", "t5_encoder", "mamba", "unet_block"}
+"""Half a minute together, for what llama, vit, resnet and the hand-written ones show as well."""
+
 
 @cache
 def _captured(name: str) -> tuple[ModelSpec, Graph]:
@@ -90,6 +93,7 @@ def test_every_node_but_torchs_own_says_where_it_comes_from(name: str) -> None:
     assert not any(n.origin.line.startswith(("/", "<", "torch/")) for n in nodes)
 
 
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW_BACK else n for n in ZOO])
 def test_goes_back_to_torch_and_returns_the_same(name: str) -> None:
     spec, graph = _captured(name)
     arguments = _arguments(graph, spec.example_inputs)
@@ -130,7 +134,7 @@ def test_state_of_the_model_is_carried_from_call_to_call() -> None:
         results = interpret(graph, {**state, **inputs})
         state = {n: results[f"state:{n}"] for n in state}
         with torch.no_grad():
-            torch.testing.assert_close(results["output_0"] if "output_0" in results else results["output"], spec.model(**inputs))
+            torch.testing.assert_close(results["output"], spec.model(**inputs))
     for n, tensor in state.items():
         torch.testing.assert_close(tensor, spec.model.get_buffer(n))
     spec.model.load_state_dict(before)
@@ -140,7 +144,7 @@ def test_tied_weights_stay_one() -> None:
     _, graph = _captured("tied")
     assert list(graph.weights) == ["embed.weight"]
     _, gpt2 = _captured("gpt2")
-    assert sum(t.shape[0] == 96 for t in gpt2.weights.values()) == 1
+    assert sum(t.shape == (96, 32) for t in gpt2.weights.values()) == 1
 
 
 def test_an_operator_that_no_pass_knows_stays_as_it_is() -> None:
@@ -155,7 +159,9 @@ def test_both_ways_of_each_branch_are_taken() -> None:
         ways = set()
         for inputs in (spec.example_inputs, *spec.calibration):
             taken: list[bool] = []
-            interpret(graph, inputs, lambda n, args, _, t=taken: t.append(bool(args[0])) if n.op.name == "cond" else None)
+            interpret(
+                graph, inputs, lambda n, args, _, t=taken: t.append(bool(args[0])) if n.op.name == "cond" else None
+            )
             ways.update(taken)
         assert ways == {True, False}, name
 

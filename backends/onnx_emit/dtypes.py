@@ -85,3 +85,10 @@ def number(arg: Arg) -> float:
     if isinstance(arg, (int, float)):
         return float(arg)
     raise Refused("needs a number that is known when compiling")
+
+
+def axis_of(x: Value, dim: int) -> int:
+    """A dim counted from the start."""
+    if not x.tensor.rank:
+        raise Refused("a dim of a single number")
+    return dim % x.tensor.rank

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from backends.onnx_emit.create import count
-from backends.onnx_emit.dtypes import Refused, promoted
+from backends.onnx_emit.dtypes import Refused, axis_of, promoted
 from backends.onnx_emit.pointwise import Emitter, choose, result_type
 from backends.onnx_emit.scope import LONGEST, Scope
 from backends.onnx_emit.views import expand_to, shape_of
@@ -26,7 +26,7 @@ def gather(s: Scope, node: Node, x: Value, dim: int, index: Value, *_: Arg) -> s
     """``aten.gather``."""
     if not x.tensor.rank:
         raise Refused("gather from a single number")
-    return s.op("GatherElements", s[x], s[index], axis=dim % x.tensor.rank)
+    return s.op("GatherElements", s[x], s[index], axis=axis_of(x, dim))
 
 
 def index_select(s: Scope, node: Node, x: Value, dim: int, index: Value) -> str:
@@ -34,7 +34,7 @@ def index_select(s: Scope, node: Node, x: Value, dim: int, index: Value) -> str:
     if not x.tensor.rank:
         return s[x]
     places = s[index] if index.tensor.rank else s.op("Unsqueeze", s[index], s.ints(0))
-    return s.op("Gather", s[x], places, axis=dim % x.tensor.rank)
+    return s.op("Gather", s[x], places, axis=axis_of(x, dim))
 
 
 def take(s: Scope, node: Node, x: Value, index: Value) -> str:
@@ -141,7 +141,7 @@ def scatter(s: Scope, node: Node, x: Value, dim: int, places: Value, source: Arg
     how = None if reduce is None else _REDUCTIONS.get(str(reduce))
     if reduce is not None and how is None:
         raise Refused(f"scatter with reduction {reduce}")
-    return s.op("ScatterElements", s[x], s[places], updates, axis=dim % x.tensor.rank, reduction=how)
+    return s.op("ScatterElements", s[x], s[places], updates, axis=axis_of(x, dim), reduction=how)
 
 
 def scatter_add(s: Scope, node: Node, x: Value, dim: int, places: Value, source: Value) -> str:
@@ -168,20 +168,20 @@ def _spread_index(s: Scope, index_: Value, source: Value, axis: int) -> str:
 
 def index_add(s: Scope, node: Node, x: Value, dim: int, index_: Value, source: Value, alpha: Arg = 1) -> str:
     """Add slices at places."""
-    axis = dim % x.tensor.rank
+    axis = axis_of(x, dim)
     updates = s[source] if alpha == 1 else s.op("Mul", s[source], s.tensor(alpha, x.tensor.dtype))
     return s.op("ScatterElements", s[x], _spread_index(s, index_, source, axis), updates, axis=axis, reduction="add")
 
 
 def index_copy(s: Scope, node: Node, x: Value, dim: int, index_: Value, source: Value) -> str:
     """Write slices at places: how a static cache takes new keys."""
-    axis = dim % x.tensor.rank
+    axis = axis_of(x, dim)
     return s.op("ScatterElements", s[x], _spread_index(s, index_, source, axis), s[source], axis=axis)
 
 
 def index_fill(s: Scope, node: Node, x: Value, dim: int, index_: Value, value: Arg) -> str:
     """Write one number into slices."""
-    axis = dim % x.tensor.rank
+    axis = axis_of(x, dim)
     hit = s.op(
         "Equal",
         s.op("Unsqueeze", count(s, s.size_of(x, axis)), s.ints(1)),
@@ -198,7 +198,7 @@ def index_fill(s: Scope, node: Node, x: Value, dim: int, index_: Value, value: A
 
 def select_scatter(s: Scope, node: Node, x: Value, source: Value, dim: int, at: Arg) -> str:
     """``x`` with one slice replaced."""
-    axis = dim % x.tensor.rank
+    axis = axis_of(x, dim)
     places = s.vector([at])
     size = s.size_of(x, axis)
     places = s.op("Where", s.op("Less", places, s.ints(0)), s.op("Add", places, size), places)
@@ -220,7 +220,7 @@ def slice_scatter(
 ) -> str:
     """``x`` with a range replaced: the places are what the same slice of ``0 .. size - 1`` gives."""
     assert isinstance(dim, int)
-    axis = dim % x.tensor.rank
+    axis = axis_of(x, dim)
     updates = s.tensor(source, x.tensor.dtype)
     if (start is None or start == 0) and (end is None or end == LONGEST) and step == 1:
         return expand_to(s, updates, source.tensor.shape, x.tensor.shape)
@@ -237,11 +237,15 @@ def slice_scatter(
 
 def nonzero(s: Scope, node: Node, x: Value) -> str:
     """Coordinates of what is not zero, one a row."""
+    if not x.tensor.rank:
+        raise Refused("the place of a single number")
     return s.op("Transpose", s.op("NonZero", s.tensor(x, torch.bool)), perm=[1, 0])
 
 
 def nonzero_tuple(s: Scope, node: Node, x: Value) -> tuple[str, ...]:
     """Coordinates, a vector per dim."""
+    if not x.tensor.rank:
+        raise Refused("the place of a single number")
     found = s.op("NonZero", s.tensor(x, torch.bool))
     return tuple(s.op("Gather", found, s.const(i, _I64), axis=0) for i in range(len(node.results)))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from backends.onnx_emit.dtypes import dtype_of, promoted
+from backends.onnx_emit.dtypes import Refused, dtype_of, promoted
 from backends.onnx_emit.scope import Scope
 from ir import Arg, Node, Value
 
@@ -166,6 +166,13 @@ def cast(s: Scope, node: Node, x: Value, *_: Arg) -> str:
     return s.cast(s[x], dtype_of(x), result_type(node))
 
 
+def dropout(s: Scope, node: Node, x: Value, p: Arg, train: Arg) -> str:
+    """Nothing, in eval mode."""
+    if train and p != 0:
+        raise Refused("dropout in training mode; put the model into eval mode")
+    return s[x]
+
+
 _FLOAT_UNARY = {
     "sqrt": "Sqrt", "sin": "Sin", "cos": "Cos", "tan": "Tan", "asin": "Asin", "acos": "Acos", "atan": "Atan",
     "sinh": "Sinh", "cosh": "Cosh", "tanh": "Tanh", "asinh": "Asinh", "acosh": "Acosh", "atanh": "Atanh",
@@ -174,7 +181,7 @@ _FLOAT_UNARY = {
 _COPIES = (
     "to.dtype", "to.dtype_layout", "to.device", "to.other", "_to_copy.default", "type_as.default", "clone.default",
     "alias.default", "detach.default", "contiguous.default", "lift_fresh_copy.default", "lift_fresh.default",
-    "lift.default", "dropout.default", "feature_dropout.default", "_conj.default", "resolve_conj.default",
+    "lift.default", "_conj.default", "resolve_conj.default",
     "resolve_neg.default", "positive.default",
 )  # fmt: skip
 _COMPARISONS = {"lt": "Less", "le": "LessOrEqual", "gt": "Greater", "ge": "GreaterOrEqual", "eq": "Equal"}
@@ -183,6 +190,7 @@ CONVERSIONS = frozenset(f"aten.{name}" for name in _COPIES)
 """What only changes the element type, or nothing."""
 
 POINTWISE: Mapping[str, Emitter] = {
+    **{f"aten.{name}.default": dropout for name in ("dropout", "feature_dropout", "alpha_dropout")},
     **{f"aten.{name}.default": unary(kind) for name, kind in _FLOAT_UNARY.items()},
     **{f"aten.{name}.default": rounding(name.capitalize()) for name in ("floor", "ceil", "round")},
     **{f"aten.{n}.{o}": compare(k) for n, k in _COMPARISONS.items() for o in ("Tensor", "Scalar")},

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
-from backends.onnx_emit.dtypes import Refused, number
+from backends.onnx_emit.dtypes import Refused, axis_of, number
 from backends.onnx_emit.pointwise import Emitter, result_type, wider
 from backends.onnx_emit.scope import Scope
 from ir import Arg, Node, Value
@@ -67,7 +67,7 @@ def extreme(kind: str) -> Emitter:
     def emit(s: Scope, node: Node, x: Value, dim: int, keep: Arg = False) -> tuple[str, str]:
         if not x.tensor.rank:
             return s[x], s.const(0, _I64)
-        axis = dim % x.tensor.rank
+        axis = axis_of(x, dim)
         name, back = _ordered(s, x)
         values = s.op(f"Reduce{kind}", name, s.ints(axis), keepdims=int(bool(keep)))
         return s.cast(values, back, x.tensor.dtype), s.op(f"Arg{kind}", name, axis=axis, keepdims=int(bool(keep)))
@@ -86,7 +86,7 @@ def place(kind: str) -> Emitter:
             flat = s.op(kind, s.op("Reshape", name, s.ints(-1)), axis=0, keepdims=0)
             return s.op("Reshape", flat, s.ints(*[1] * x.tensor.rank)) if keep else flat
         assert isinstance(dim, int)
-        return s.op(kind, name, axis=dim % x.tensor.rank, keepdims=int(bool(keep)))
+        return s.op(kind, name, axis=axis_of(x, dim), keepdims=int(bool(keep)))
 
     return emit
 
@@ -159,6 +159,8 @@ def vector_norm(s: Scope, node: Node, x: Value, order: Arg = 2, dim: Arg = None,
 
 def log_sum_exp(s: Scope, node: Node, x: Value, dim: Arg, keep: Arg = False) -> str:
     """Shifted by the largest element, so that nothing overflows."""
+    if not x.tensor.rank:
+        return s.tensor(x, result_type(node))
     dtype, axes = result_type(node), _axes(s, x, dim)
     name = s.tensor(x, dtype)
     top = s.op("ReduceMax", name, axes, keepdims=1)
@@ -172,7 +174,7 @@ def log_sum_exp(s: Scope, node: Node, x: Value, dim: Arg, keep: Arg = False) -> 
 def cumulative_sum(s: Scope, node: Node, x: Value, dim: int, *_: Arg) -> str:
     """``cumsum``."""
     name = s.tensor(x, result_type(node))
-    return s.op("CumSum", name, s.const(dim % x.tensor.rank, _I64)) if x.tensor.rank else name
+    return s.op("CumSum", name, s.const(axis_of(x, dim), _I64)) if x.tensor.rank else name
 
 
 def topk(
@@ -180,9 +182,7 @@ def topk(
 ) -> tuple[str, str]:
     """The ``k`` largest or smallest."""
     name, wide = _ordered(s, x)
-    values, places = s.ops(
-        "TopK", 2, name, s.vector([k]), axis=dim % x.tensor.rank, largest=int(bool(largest)), sorted=1
-    )
+    values, places = s.ops("TopK", 2, name, s.vector([k]), axis=axis_of(x, dim), largest=int(bool(largest)), sorted=1)
     return s.cast(values, wide, x.tensor.dtype), places
 
 
@@ -190,7 +190,7 @@ def _sorted(s: Scope, x: Value, dim: int, descending: Arg, stable: Arg = False) 
     if s.flavor == "openvino" and stable:
         raise Refused("a stable sort, which OpenVINO does not have")
     name, wide = _ordered(s, x)
-    axis = dim % x.tensor.rank
+    axis = axis_of(x, dim)
     values, places = s.ops("TopK", 2, name, s.size_of(x, axis), axis=axis, largest=int(bool(descending)), sorted=1)
     return s.cast(values, wide, x.tensor.dtype), places
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from backends.onnx_emit.dtypes import Refused, widest
+from backends.onnx_emit.dtypes import Refused, axis_of, widest
 from backends.onnx_emit.pointwise import Emitter
 from backends.onnx_emit.scope import LONGEST, Scope
 from ir import Arg, Dim, Node, TensorType, Value
@@ -137,14 +137,14 @@ def cut(s: Scope, node: Node, x: Value, dim: Arg = 0, start: Arg = None, end: Ar
         return s[x]
     last = LONGEST if end is None else end
     assert isinstance(dim, int)
-    axis = s.ints(dim % x.tensor.rank)
+    axis = s.ints(axis_of(x, dim))
     strides = None if step == 1 else s.vector([step])
     return s.op("Slice", s[x], s.vector([0 if start is None else start]), s.vector([last]), axis, strides)
 
 
 def narrow(s: Scope, node: Node, x: Value, dim: int, start: Arg, length: Arg) -> str:
     """``length`` elements from ``start``."""
-    axis = dim % x.tensor.rank
+    axis = axis_of(x, dim)
     begin = s.vector([start])
     if (isinstance(start, Value) and isinstance(start.type, TensorType)) or (isinstance(start, int) and start < 0):
         size = s.size_of(x, axis)
@@ -158,14 +158,14 @@ def narrow(s: Scope, node: Node, x: Value, dim: int, start: Arg, length: Arg) ->
 
 def select(s: Scope, node: Node, x: Value, dim: int, index: Arg) -> str:
     """One slice, the dim dropped."""
-    axis = dim % x.tensor.rank
+    axis = axis_of(x, dim)
     at = s.const(index, _I64) if isinstance(index, int) else s.tensor(index, _I64)
     return s.op("Gather", s[x], at, axis=axis)
 
 
 def split(s: Scope, node: Node, x: Value, sizes: Arg, dim: int = 0) -> tuple[str, ...]:
     """``split``, ``chunk``, ``split_with_sizes``: the results' types say the sizes."""
-    axis = dim % x.tensor.rank
+    axis = axis_of(x, dim)
     parts = [v.tensor.shape[axis] for v in node.results]
     if len(parts) == 1:
         return (s[x],)
@@ -180,7 +180,7 @@ def split(s: Scope, node: Node, x: Value, sizes: Arg, dim: int = 0) -> tuple[str
 
 def unbind(s: Scope, node: Node, x: Value, dim: int = 0) -> tuple[str, ...]:
     """Every slice along a dim."""
-    return tuple(s.op("Gather", s[x], s.const(i, _I64), axis=dim % x.tensor.rank) for i in range(len(node.results)))
+    return tuple(s.op("Gather", s[x], s.const(i, _I64), axis=axis_of(x, dim)) for i in range(len(node.results)))
 
 
 def cat(s: Scope, node: Node, tensors: tuple[Value, ...], dim: int = 0) -> str:
@@ -296,7 +296,7 @@ def meshgrid(s: Scope, node: Node, tensors: tuple[Value, ...], indexing: Arg = "
 def unfold(s: Scope, node: Node, x: Value, dim: int, size: int, step: int) -> str:
     """Sliding windows along a dim, each as a new last dim."""
     rank = x.tensor.rank
-    axis = dim % rank if rank else 0
+    axis = axis_of(x, dim)
     count = s.op("Div", s.op("Sub", s.size_of(x, axis), s.ints(size)), s.ints(step))
     starts = s.op(
         "Range", s.const(0, _I64), s.op("Squeeze", s.op("Add", count, s.ints(1)), s.ints(0)), s.const(1, _I64)

@@ -83,7 +83,9 @@ def bench(
 @click.command()
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--against", metavar="MODEL", help="The original: FILE.py[:factory]. Without it: digests only.")
-@click.option("--max-loss", type=click.FloatRange(0, 2), default=0.01, show_default=True, help="Largest loss of quality.")
+@click.option(
+    "--max-loss", type=click.FloatRange(0, 2), default=0.01, show_default=True, help="Largest loss of quality."
+)
 @click.option("--threads", type=THREADS, help="Threads of the engine.")
 @click.option("--expect", metavar="ID", help="Accept only the artifact of this id.")
 @common

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -101,8 +101,8 @@ def opt(
     from compiler.files import decode, read_text, writing
     from compiler.opt import optimise_text
 
-    source = decode(click.get_binary_stream("stdin").read(), "stdin") if str(file) == "-" else read_text(file)
-    result = optimise_text(source, text, weights, dump, print_ir_after or "", partial(click.echo, err=True, nl=False))
+    source = decode(sys.stdin.buffer.read(), "stdin") if str(file) == "-" else read_text(file)
+    result = optimise_text(source, text, weights, dump, print_ir_after or "", _aside)
     if output is not None:
         with writing(output) as place:
             place.write_text(result.text)
@@ -113,6 +113,10 @@ def opt(
     if verbose:
         for line in result.remarks():
             click.echo(line, err=True)
+
+
+def _aside(text: str) -> None:
+    click.echo(text, err=True, nl=False)
 
 
 COMMANDS = (compile, opt)

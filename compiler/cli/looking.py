@@ -131,7 +131,12 @@ def targets(as_json: bool, quiet: bool, verbose: bool) -> None:
     for title in ("name", "kind", "cc", "memory GB", "GB/s", "TFLOP/s", "int8 TOP/s", "efficiency", "engines"):
         table.add_column(title, justify="left" if title in ("name", "kind", "cc", "efficiency", "engines") else "right")
     for row in rows:
-        table.add_row(*(str(row[k]) for k in ("name", "kind", "cc", "memory_gb", "gb_s", "tflops", "int8_tops", "tier", "engines")))
+        table.add_row(
+            *(
+                str(row[k])
+                for k in ("name", "kind", "cc", "memory_gb", "gb_s", "tflops", "int8_tops", "tier", "engines")
+            )
+        )
     _console().print(table)
 
 

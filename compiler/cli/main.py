@@ -30,10 +30,14 @@ _MISNAMED = frozenset({errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, 
 
 
 def _version(context: click.Context, parameter: click.Parameter, asked: bool) -> None:
+    """Print the version; a bare checkout has none."""
     if asked:
-        from compiler.artifact import penstock_version
+        from importlib import metadata
 
-        click.echo(f"penstock {penstock_version()}")
+        try:
+            click.echo(f"penstock {metadata.version('penstock')}")
+        except metadata.PackageNotFoundError:
+            click.echo("penstock 0+checkout")
         context.exit()
 
 
@@ -43,7 +47,9 @@ def _version(context: click.Context, parameter: click.Parameter, asked: bool) ->
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version and exit.")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version and exit."
+)
 @click.pass_context
 def cli(context: click.Context) -> None:
     """See START."""

@@ -35,7 +35,9 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stop()
         if error is None and self._taken:
             _write(self._file, self._title, self._taken)
@@ -51,7 +53,9 @@ class Progress:
         if self._level < 0:
             return
         if event.kind == "begin" and self._console.is_terminal:
-            self._status = self._console.status(f"{event.phase}: {event.text}{self._eta(event.phase)}", refresh_per_second=2)
+            self._status = self._console.status(
+                f"{event.phase}: {event.text}{self._eta(event.phase)}", refresh_per_second=2
+            )
             self._status.start()
         elif event.kind == "note":
             self._console.print(f"    {event.text}", markup=False, soft_wrap=True)

@@ -128,6 +128,10 @@ def test_all_that_is_unsupported_is_listed() -> None:
         emit(graph, {})
 
 
+def test_dropout_that_would_drop_is_refused() -> None:
+    assert backend("openvino").unsupported(Built([Call("dropout", "f32[n,4]", 0.5, True)]).graph)
+
+
 def test_bfloat16_sums_are_refused_by_onnxruntime_and_bfloat16_storage_is_not(tmp_path: Path) -> None:
     assert backend("onnxruntime").unsupported(Built([Call("add.Tensor", "bf16[n,4]", "bf16[n,4]")]).graph)
     graph = _graph()

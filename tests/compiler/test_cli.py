@@ -29,8 +29,6 @@ from ir import weights as weight_files
 from passes import PASSES
 from tests.compiler.command import MLP, MODELS, Run, clock
 
-pytest_plugins = ["tests.compiler.command"]
-
 BLOCK = str(MODELS / "transformer.py")
 ORT = ("-e", "onnxruntime", "-r", "fp32")
 IR = """penstock-ir 1
@@ -234,15 +232,15 @@ def test_dumps_and_ir_after_a_pass(penstock: Run, tmp_path: Path) -> None:
     assert (folder / name).read_text() == told.err
 
 
-def test_goal_not_met_but_the_artifact_is_there(
-    penstock: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_goal_not_met_but_the_artifact_is_there(penstock: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(select, "interleave", clock(engine_ms=4.0))
     path = tmp_path / "mlp.penstock"
     told = penstock("compile", MLP, "-o", path, *ORT, "-q")
     assert told.code == 7
     assert told.out == f"{path}\n"
-    assert told.err == "error: goal not met: the fastest engine within the loss bound runs at 0.50x of eager: not faster\n"
+    assert (
+        told.err == "error: goal not met: the fastest engine within the loss bound runs at 0.50x of eager: not faster\n"
+    )
     open_artifact(path)
     told = penstock("compile", MLP, "-o", path, "--force", *ORT, "--json")
     assert told.code == 7
@@ -250,7 +248,9 @@ def test_goal_not_met_but_the_artifact_is_there(
 
 
 def test_no_engine_within_the_loss(penstock: Run, tmp_path: Path) -> None:
-    told = penstock("compile", MLP, "-o", tmp_path / "a.penstock", "-e", "reference", "-r", "bf16", "--max-loss", 0, "-q")
+    told = penstock(
+        "compile", MLP, "-o", tmp_path / "a.penstock", "-e", "reference", "-r", "bf16", "--max-loss", 0, "-q"
+    )
     told.failed(6, "no engine stays within a loss of 0:", "bf16 on reference: loss", "--max-loss")
     assert here(tmp_path) == []
 
@@ -430,7 +430,7 @@ def test_passes(penstock: Run) -> None:
         assert row.keys() == {"name", "summary", "options", "tolerance", "requires", "gives", "breaks"}
         assert row["summary"]
         told = penstock("passes", row["name"]).worked().out
-        for word in (row["name"], "Sound:", "options", row["tolerance"], *row["options"]):
+        for word in (row["name"], "options", row["tolerance"], *row["options"]):
             assert word in told
     assert penstock("passes", "fold-constants", "--json").worked().json["options"] == {"max-bytes": 1 << 20}
     assert "fold-constants" in penstock("passes", "-q").worked().out
@@ -494,9 +494,7 @@ def test_opt_prints_and_dumps_the_ir_after_a_pass(penstock: Run, ir_file: Path, 
 
 
 def test_opt_with_weights(penstock: Run, tmp_path: Path) -> None:
-    text = IR.replace("%x, %w", "%x, %t").replace(
-        "%h:", "%t: f32[4, 4] = aten.transpose.int(%w, 0, 1)\n%h:", 1
-    )
+    text = IR.replace("%x, %w", "%x, %t").replace("%h:", "%t: f32[4, 4] = aten.transpose.int(%w, 0, 1)\n%h:", 1)
     (tmp_path / "t.ir").write_text(text)
     weight_files.save({"w": torch.eye(4)}, tmp_path / "w.safetensors")
     told = penstock("opt", tmp_path / "t.ir", "-p", "fold-constants", "-w", tmp_path / "w.safetensors").worked()
@@ -508,7 +506,9 @@ def test_opt_with_wrong_names(penstock: Run, ir_file: Path) -> None:
     penstock("opt", ir_file, "-p", "fold-constant").failed(2, 'did you mean "fold-constants"?')
     penstock("opt", ir_file, "-p", "fold-constants{max-byte=1}").failed(2, 'did you mean "max-bytes"?')
     penstock("opt", ir_file, "-p", "fold-constants{max-bytes=big}").failed(2, "takes int, not 'big'")
-    penstock("opt", ir_file, "-p", "fold-constants", "--print-ir-after", "quantize").failed(2, "no pass 'quantize' is run")
+    penstock("opt", ir_file, "-p", "fold-constants", "--print-ir-after", "quantize").failed(
+        2, "no pass 'quantize' is run"
+    )
 
 
 # --- progress ------------------------------------------------------------------------------------------

@@ -14,8 +14,8 @@ import torch
 from compiler.instruments import comparing, counting, dumping, pricing, timing, verifying
 from compiler.pipeline import Pipeline, check_runs
 from ir import Fact, Graph, interpret, parse, show, verify
-from ir.ops import op
 from ir.errors import IRError, ResourceError, UsageError, VerificationError
+from ir.ops import op
 from passes import DropDeadNodes, FoldConstants, Pass, Remark, Samples, Tolerance, remark
 
 TEXT = """penstock-ir 1

@@ -94,7 +94,7 @@ def test_a_file_may_name_a_preset(file: Write) -> None:
         ("version: 1\npasses: []", "there is no recipe ''"),
         ("version: 1\npasses: fold-constant", 'did you mean "fold-constants"?'),
         ("version: 1\npasses: fold-constants{max-byte=1}", 'did you mean "max-bytes"?'),
-        ("version: 1\npasses: [\"fold-constants{max-bytes=many}\"]", "takes int, not 'many'"),
+        ('version: 1\npasses: ["fold-constants{max-bytes=many}"]', "takes int, not 'many'"),
         ("version: 1\npasses: mine.yaml", "there is no recipe 'mine.yaml'"),  # nor can a file name itself
         ("passes: auto", "version is None, this Penstock reads 1\n  hint: write version: 1"),
         ("version: 2", "version is 2, this Penstock reads 1"),
@@ -178,7 +178,7 @@ def test_every_key_of_a_recipe_is_a_setting(file: Write) -> None:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"theads": 2}, 'compile has no setting \'theads\'\n  hint: did you mean "threads"?'),
+        ({"theads": 2}, "compile has no setting 'theads'\n  hint: did you mean \"threads\"?"),
         ({"threads": "2"}, "threads takes int, not '2'"),
         ({"threads": True}, "threads takes int, not True"),
         ({"threads": 0}, "threads is 0, not between 1 and 1024"),
@@ -186,7 +186,7 @@ def test_every_key_of_a_recipe_is_a_setting(file: Write) -> None:
         ({"max_loss": None}, "max_loss takes float, not None"),
         ({"seconds": -1}, "seconds is -1.0, not between 0 and 3600"),
         ({"force": 1}, "force takes bool, not 1"),
-        ({"check": "ful"}, 'check is \'ful\'\n  hint: did you mean "full"?'),
+        ({"check": "ful"}, "check is 'ful'\n  hint: did you mean \"full\"?"),
         ({"target": None}, "target takes str, not None"),
         ({"dump": 3}, "dump takes Path, not 3"),
     ],

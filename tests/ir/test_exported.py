@@ -8,15 +8,12 @@ from hypothesis import given, settings
 from torch import nn
 from torch.export import Dim
 
-from ir import Graph, IRError, interpret, parse, show, verify
+from ir import Graph, interpret, parse, show, verify
 from ir.errors import UnsupportedError
 from ir.exported import example_inputs, import_program, to_exported, to_module
 from tests.compare import identical, outputs
 from tests.corpus import CORPUS, load
 from tests.random_graphs import graphs
-
-# What torch.export has no form for, and what it says.
-REFUSED: dict[str, str] = {}
 
 
 def names(graph: Graph) -> list[str]:
@@ -36,10 +33,6 @@ def assert_same(graph: Graph, module: nn.Module, inputs: dict[str, torch.Tensor]
 def test_reemission_is_exact_and_round_trips(name: str) -> None:
     graph = load(name)
     assert_same(graph, to_module(graph), example_inputs(graph))
-    if name in REFUSED:
-        with pytest.raises(IRError, match=REFUSED[name]):
-            to_exported(graph)
-        return
     program = to_exported(graph)
     for seed in range(2):
         assert_same(graph, program.module(), example_inputs(graph, seed=seed))
@@ -59,7 +52,9 @@ def test_the_program_holds_for_other_sizes(name: str) -> None:
     graph = load(name)
     program = to_exported(graph).module()
     for size in (2, 4):
-        sizes = {dim: min(max(size + i, bounds.min), bounds.max or 99) for i, (dim, bounds) in enumerate(graph.dims.items())}
+        sizes = {
+            dim: min(max(size + i, bounds.min), bounds.max or 99) for i, (dim, bounds) in enumerate(graph.dims.items())
+        }
         assert_same(graph, program, example_inputs(graph, sizes))
 
 

@@ -29,7 +29,9 @@ def test_the_corpus_runs_and_gives_what_the_types_say(name: str) -> None:
     for value, tensor in zip(graph.body.returned.operands, results.values(), strict=True):
         assert tensor.dtype is value.tensor.dtype
         assert tensor.dim() == value.tensor.rank
-        assert all(size == dim for size, dim in zip(tensor.shape, value.tensor.shape, strict=True) if isinstance(dim, int))
+        assert all(
+            size == dim for size, dim in zip(tensor.shape, value.tensor.shape, strict=True) if isinstance(dim, int)
+        )
 
 
 def test_cond_takes_one_branch() -> None:

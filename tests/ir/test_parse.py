@@ -137,7 +137,7 @@ def _edit(text: str, chance: random.Random) -> str:
     row, other = chance.randrange(len(lines)), chance.randrange(len(lines))
     kind = chance.randrange(6)
     if kind == 0:
-        return text[:at] + chance.choice("\0%!\"[](){}=,:.#@ \n-09aznxé²\\<>") + text[at + 1 :]
+        return text[:at] + chance.choice('\0%!"[](){}=,:.#@ \n-09aznxé²\\<>') + text[at + 1 :]
     if kind == 1:
         return text[:at] + text[at + 1 :]
     if kind == 2:
@@ -149,5 +149,3 @@ def _edit(text: str, chance: random.Random) -> str:
     else:
         lines[row], lines[other] = lines[other], lines[row]
     return "".join(lines)
-
-

@@ -309,7 +309,5 @@ return "y" %y
     )
     with FlopCounterMode(display=False) as counter:
         interpret(graph, example_inputs(graph, {"n": 5}))
-    got = sum(
-        evaluate(price(node).flops, {"n": 5}) for node in graph if node.op.name == "aten.linear.default"
-    )
+    got = sum(evaluate(price(node).flops, {"n": 5}) for node in graph if node.op.name == "aten.linear.default")
     assert got == counter.get_total_flops()

@@ -7,7 +7,22 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from ir import Block, Fact, Graph, Input, IRError, Node, Output, ParseError, ScalarType, TensorType, Value, op, symbol, verify
+from ir import (
+    Block,
+    Fact,
+    Graph,
+    Input,
+    IRError,
+    Node,
+    Output,
+    ParseError,
+    ScalarType,
+    TensorType,
+    Value,
+    op,
+    symbol,
+    verify,
+)
 from ir.verify import same_type
 from tests.corpus import CORPUS, load
 
@@ -179,7 +194,9 @@ def test_the_message_shows_the_line_its_surroundings_and_the_place_in_the_model(
     lines = str(caught.value).splitlines()
     assert lines[0] == "aten.linear.default gives [f32[b, s, 16]], the node says [f32[1]]"
     marked = [line for line in lines if line.startswith("-> ")]
-    assert marked == ["-> %linear: f32[1] = aten.linear.default(%layer_norm, %up_weight, %up_bias)  # layer.0.up @ model.py:6"]
+    assert marked == [
+        "-> %linear: f32[1] = aten.linear.default(%layer_norm, %up_weight, %up_bias)  # layer.0.up @ model.py:6"
+    ]
     assert len(lines) == 1 + 11 + 1
     assert lines[-1] == "  at layer.0.up @ model.py:6"
 

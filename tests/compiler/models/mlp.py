@@ -31,7 +31,7 @@ def large() -> penstock.ModelSpec:
 
 
 def prints() -> penstock.ModelSpec:
-    print("hello from the model")
+    print("hello from the model")  # noqa: T201
     return model()
 
 

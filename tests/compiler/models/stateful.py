@@ -21,4 +21,6 @@ class Running(nn.Module):
 
 def model() -> penstock.ModelSpec:
     torch.manual_seed(0)
-    return penstock.ModelSpec(Running(), {"x": torch.ones(4, 8)}, {"x": {0: penstock.Dim("batch", 1, 64)}}, name="running")
+    return penstock.ModelSpec(
+        Running(), {"x": torch.ones(4, 8)}, {"x": {0: penstock.Dim("batch", 1, 64)}}, name="running"
+    )
