@@ -281,7 +281,7 @@ def test_ir_text(penstock: Run, tmp_path: Path, text: str, told: str) -> None:
 def test_torch_does_not_tell_its_own_story(penstock: Run, tmp_path: Path) -> None:
     heard: list[logging.LogRecord] = []
     handler = logging.Handler()
-    handler.emit = heard.append  # type: ignore[method-assign]
+    handler.addFilter(lambda record: heard.append(record) or False)  # type: ignore[func-returns-value]
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     logger.addHandler(handler)
     try:

@@ -39,7 +39,7 @@ def compile(own_cache: Path, fast: None, tmp_path: Path) -> Compile:
 
 
 def close(got: torch.Tensor, want: torch.Tensor) -> bool:
-    return torch.allclose(got, want, rtol=1e-4, atol=1e-5)
+    return bool(torch.allclose(got, want, rtol=1e-4, atol=1e-5))
 
 
 # --- the result ----------------------------------------------------------------------------------------
@@ -174,7 +174,7 @@ def test_a_model_with_state(compile: Compile, engine: str) -> None:
     spec = stateful.model()
     model = stateful.model().model
     result = compile(spec, engine=engine)
-    assert torch.equal(spec.model.total, torch.zeros(8))  # type: ignore[arg-type]
+    assert torch.equal(spec.model.total, torch.zeros(8))
     loaded = penstock.load(result.path)  # type: ignore[arg-type]
     states = loaded.initial_state()
     for batch in (1, 4, 6):
@@ -182,7 +182,7 @@ def test_a_model_with_state(compile: Compile, engine: str) -> None:
         found = loaded(x=x, **states)
         states = {name.removeprefix("state:"): t for name, t in found.items() if name.startswith("state:")}
         assert close(found["output"], model(x).detach())
-    assert close(states["total"], model.total)  # type: ignore[arg-type]
+    assert close(states["total"], model.total)
 
 
 def test_nothing_of_the_user_is_changed(compile: Compile) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from compiler.instruments import comparing, counting, dumping, pricing, timing, verifying
 from compiler.pipeline import Pipeline, check_runs
-from ir import Fact, Graph, interpret, parse, show, verify
+from ir import Fact, Graph, Node, interpret, parse, show, verify
 from ir.errors import IRError, ResourceError, UsageError, VerificationError
 from ir.ops import op
 from passes import DropDeadNodes, FoldConstants, Pass, Remark, Samples, Tolerance, remark
@@ -38,10 +38,11 @@ def graph() -> Graph:
 
 @dataclass(frozen=True)
 class Planted(Pass):
-    """Base of passes that are wrong on purpose: ``change`` is done to the node relu."""
+    """Base of passes that are wrong on purpose: the relu becomes another operator."""
 
     name: ClassVar[str] = "planted"
     summary: ClassVar[str] = "wrong on purpose"
+    into: ClassVar[str] = "aten.relu.default"
 
     def run(self, graph: Graph, samples: Samples = ()) -> list[Remark]:
         node = next(n for n in graph.walk() if n.op.name == "aten.relu.default")
@@ -49,24 +50,17 @@ class Planted(Pass):
         self.change(graph, node)
         return [said]
 
-    def change(self, graph: Graph, node: object) -> None:
-        raise NotImplementedError
-
-
-def _becomes(name: str, *more: object) -> Callable[[Planted, Graph, object], None]:
-    def change(self: Planted, graph: Graph, node: object) -> None:
-        made = graph.insert(op(name), node.args[0], *more, before=node)  # type: ignore[attr-defined]
-        graph.replace(node.result, made.result)  # type: ignore[attr-defined]
-        graph.erase(node)  # type: ignore[arg-type]
-
-    return change
+    def change(self, graph: Graph, node: Node) -> None:
+        made = graph.insert(op(self.into), node.args[0], before=node)
+        graph.replace(node.result, made.result)
+        graph.erase(node)
 
 
 class Wrong(Planted):
     """Forgets the relu's other half."""
 
     name: ClassVar[str] = "forget-half"
-    change = _becomes("aten.neg.default")
+    into: ClassVar[str] = "aten.neg.default"
 
 
 class Inexact(Planted):
@@ -74,13 +68,13 @@ class Inexact(Planted):
 
     name: ClassVar[str] = "move-little"
     tolerance: ClassVar[Tolerance] = Tolerance(atol=0.5)
-    change = _becomes("aten.leaky_relu.default", 0.01)
+    into: ClassVar[str] = "aten.leaky_relu.default"
 
 
 class GivesNan(Planted):
     name: ClassVar[str] = "give-nan"
     tolerance: ClassVar[Tolerance] = Tolerance(cosine=0.5)
-    change = _becomes("aten.sqrt.default")
+    into: ClassVar[str] = "aten.sqrt.default"
 
 
 class Tears(Planted):
@@ -88,15 +82,15 @@ class Tears(Planted):
 
     name: ClassVar[str] = "tear"
 
-    def change(self, graph: Graph, node: object) -> None:
-        node.args[0].uses.clear()  # type: ignore[attr-defined]
+    def change(self, graph: Graph, node: Node) -> None:
+        node.operands[0].uses.clear()
         graph.version += 1
 
 
 class Crashes(Planted):
     name: ClassVar[str] = "crash"
 
-    def change(self, graph: Graph, node: object) -> None:
+    def change(self, graph: Graph, node: Node) -> None:
         raise KeyError("perm")
 
 
@@ -120,7 +114,6 @@ class ClaimsNoDeadNodes(Planted):
 
     name: ClassVar[str] = "claim"
     gives: ClassVar[frozenset[Fact]] = frozenset({Fact.NO_DEAD_NODES})
-    change = _becomes("aten.relu.default")
 
 
 # --- needs and promises --------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ def prints() -> penstock.ModelSpec:
 
 def with_nan() -> penstock.ModelSpec:
     net = _net()
-    net[0].weight.data[3, 5] = float("nan")  # type: ignore[index]
+    net[0].weight.data[3, 5] = float("nan")
     return penstock.ModelSpec(net, _inputs(), name="with_nan")
 
 
