@@ -5,9 +5,9 @@ engine = penstock.load(result.path)
 outputs = engine(input_ids=..., attention_mask=...)
 """
 
-from compiler.capture import capture
+from compiler.capture.capture import capture
 from compiler.compile import CompileResult, compile
-from compiler.loaded import InputError, LoadedModel, load
+from compiler.runtime.loaded import InputError, LoadedModel, load
 from compiler.settings import Settings
 from compiler.spec import Dim, Metric, ModelSpec
 from ir import Graph, interpret, parse, show, verify

@@ -1,0 +1,1 @@
+"""The way through the house: capture, passes, engines, choice, artifact, and the command line."""

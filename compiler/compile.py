@@ -14,22 +14,22 @@ from typing import Any
 import torch
 
 from compiler import artifact
-from compiler.cache_key import Components
-from compiler.capture import capture
-from compiler.cost import estimate
-from compiler.earlier import Earlier, components, earlier, keep
+from compiler.cache.earlier import Earlier, components, earlier, keep
+from compiler.cache.key import Components
+from compiler.capture.capture import capture
+from compiler.cost.cost import estimate
+from compiler.cost.targets import Target
+from compiler.cost.targets import target as find_target
 from compiler.events import Listener, Phases, silent
-from compiler.instruments import comparing, counting, dumping, pricing, timing, verifying
-from compiler.pipeline import Instrument, PassRecord, Pipeline, check_runs
-from compiler.recipe import Recipe
-from compiler.recipe import recipe as read_recipe
-from compiler.reference import Reference, sizes_of
+from compiler.pipeline.instruments import comparing, counting, dumping, pricing, timing, verifying
+from compiler.pipeline.pipeline import Instrument, PassRecord, Pipeline, check_runs
+from compiler.pipeline.recipe import Recipe
+from compiler.pipeline.recipe import recipe as read_recipe
 from compiler.report import build_report, write_report
-from compiler.select import Candidate, Race, chosen_backends
+from compiler.select.race import Candidate, Race, chosen_backends
+from compiler.select.reference import Reference, sizes_of
 from compiler.settings import Settings, read_settings
 from compiler.spec import Metric, ModelSpec
-from compiler.targets import Target
-from compiler.targets import target as find_target
 from ir import Fact, Graph, show, verify
 from ir import weights as weight_files
 from ir.copy import copy_graph

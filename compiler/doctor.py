@@ -1,7 +1,7 @@
 """What works on this machine, what does not, and the one command that mends each.
 
 Imports nothing heavy: packages are looked up, not loaded. That is also why a few lines here repeat what
-``backends`` and ``compiler.cache`` know: importing either would import torch.
+``backends`` and ``compiler.cache.cache`` know: importing either would import torch.
 """
 
 from __future__ import annotations

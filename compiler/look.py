@@ -14,12 +14,12 @@ import torch
 
 from backends import BACKENDS, WEIGHTS_FILE
 from compiler.artifact import AFTER, open_artifact
-from compiler.capture import capture, capture_file
+from compiler.capture.capture import capture, capture_file
+from compiler.capture.model_file import load_spec
+from compiler.cost.targets import load_targets, this_cpu
 from compiler.files import read_ir, read_text
-from compiler.model_file import load_spec
-from compiler.recipe import recipe as read_recipe
-from compiler.targets import load_targets, this_cpu
-from compiler.trial import usual_size
+from compiler.pipeline.recipe import recipe as read_recipe
+from compiler.runtime.trial import usual_size
 from ir import Graph, Value
 from ir import weights as weight_files
 from ir.copy import copy_graph

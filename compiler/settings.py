@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from compiler.recipe import recipe
+from compiler.pipeline.recipe import recipe
 from ir.errors import UsageError, nearest
 
 CHECKS = ("none", "each", "full")

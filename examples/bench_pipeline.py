@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from compiler.capture import capture
-from compiler.pipeline import Pipeline
-from compiler.recipe import PRESETS
+from compiler.capture.capture import capture
+from compiler.pipeline.pipeline import Pipeline
+from compiler.pipeline.recipe import PRESETS
 from ir import Graph, Value, op, verify
 from ir import weights as weight_files
 from ir.core import Output

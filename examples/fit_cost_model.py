@@ -20,7 +20,7 @@ import yaml
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from compiler.kernels import (
+from compiler.cost.kernels import (
     AttentionFit,
     GemmFit,
     Machine,
@@ -29,7 +29,7 @@ from compiler.kernels import (
     quantize_seconds,
     roofline,
 )
-from compiler.targets import Target, load_targets
+from compiler.cost.targets import Target, load_targets
 
 Array = NDArray[np.float64]
 SYSTEMS = {"a100_sxm": "a100_80", "l40s": "l40s", "h100_sxm": "h100_sxm", "b200_sxm": "b200"}

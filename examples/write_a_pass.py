@@ -10,8 +10,8 @@ from typing import ClassVar
 
 import torch
 
-from compiler.instruments import comparing, counting, verifying
-from compiler.pipeline import Pipeline
+from compiler.pipeline.instruments import comparing, counting, verifying
+from compiler.pipeline.pipeline import Pipeline
 from ir import Fact, Graph, Node, interpret, parse, show
 from passes import Pass, Remark, Samples, remark
 from passes.rewrite import forward, only_user, producer, rewrite

@@ -34,6 +34,6 @@ PASSES: tuple[type[Pass], ...] = (
 
 __all__ = [
     "PASSES", "CanonicalizeScalars", "CanonicalizeViews", "CastCompute", "DropDeadNodes", "FoldConstants",
-    "MarkFusion", "MatchAttention", "MatchRmsNorm", "MergeCommonNodes", "Pass", "Quantize", "QuantizeAttention", "Remark",
-    "RemoveNoOps", "Samples", "SimplifyMasks", "Tolerance", "parse_passes", "remark", "show_pass",
+    "MarkFusion", "MatchAttention", "MatchRmsNorm", "MergeCommonNodes", "Pass", "Quantize", "QuantizeAttention",
+    "Remark", "RemoveNoOps", "Samples", "SimplifyMasks", "Tolerance", "parse_passes", "remark", "show_pass",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from ir import Graph, interpret
-from ir.exported import example_inputs
+from ir.reexport import example_inputs
 from passes.base import Tolerance
 
 Tensors = Mapping[str, torch.Tensor]

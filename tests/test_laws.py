@@ -17,14 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import passes
-from compiler.capture import capture
+from compiler.capture.capture import capture
 from ir import RETURN, Fact, Graph, Origin, parse, show, verify
 from passes import base
 from tests.compare import Tensors, disagreement, outputs, runs
 from tests.corpus import CORPUS, load
 from tests.random_graphs import graphs
 from tests.zoo import ZOO
-
 
 VARIANTS = (
     "quantize{min-weights=1}",

@@ -159,7 +159,7 @@ def _copies(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
 def _same(want: Any, got: Any) -> bool:
     if isinstance(want, torch.Tensor) and isinstance(got, torch.Tensor):
         return identical(want, got)
-    return type(want) is type(got) and (want == got or want != want)  # noqa: PLR0124
+    return type(want) is type(got) and (want == got or want != want)
 
 
 def _kind(error: Exception) -> str:

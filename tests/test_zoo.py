@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from compiler.capture import capture
-from compiler.eager import run_eager
-from compiler.inputs import flatten_inputs
+from compiler.capture.capture import capture
+from compiler.capture.eager import run_eager
+from compiler.capture.inputs import flatten_inputs
 from compiler.spec import ModelSpec
 from ir import DimRange, Graph, interpret, parse, show, verify
-from ir.exported import import_program, to_exported
+from ir.exported import import_program
+from ir.reexport import to_exported
 from tests.zoo import ZOO, minilm
 
 BRANCHING = {"early_exit", "nested_cond", "while_loop"}

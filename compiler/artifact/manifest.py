@@ -81,7 +81,7 @@ class Manifest:
         recipe: text of the recipe, enough to compile again.
         passes: one record per pass, in order.
         measurements: loss, speed-up, baseline, tier.
-        made_from: components of the cache key: digests of all that went in (``compiler.cache``).
+        made_from: components of the cache key: digests of all that went in (``compiler.cache.cache``).
         files: filled by ``seal``; every file except the manifest and its seal.
         created: UTC.
         penstock: version that wrote it.

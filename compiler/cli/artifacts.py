@@ -24,7 +24,7 @@ def run(
 ) -> None:  # fmt: skip
     """Run an ARTIFACT once, on given or on random inputs."""
     from compiler.files import read_tensors
-    from compiler.trial import random_inputs, summary, write_outputs
+    from compiler.runtime.trial import random_inputs, summary, write_outputs
     from ir.errors import UsageError
 
     if inputs is not None and size:
@@ -47,7 +47,7 @@ def run(
 
 
 def _load(artifact: Path, threads: int | None, expect: str | None = None) -> Any:
-    from compiler.loaded import load
+    from compiler.runtime.loaded import load
 
     return load(artifact, threads=threads, expect=expect)
 
@@ -64,8 +64,8 @@ def bench(
     as_json: bool, quiet: bool, verbose: bool,
 ) -> None:  # fmt: skip
     """Time an ARTIFACT on this machine: medians, spread, and the ratio to the original with --vs."""
-    from compiler.model_file import load_spec
-    from compiler.trial import time_artifact
+    from compiler.capture.model_file import load_spec
+    from compiler.runtime.trial import time_artifact
 
     with models_speak_aside():
         spec = load_spec(against) if against else None
@@ -95,8 +95,8 @@ def verify(
 ) -> None:  # fmt: skip
     """Check every byte of an ARTIFACT, and its answers against the original with --against."""
     from compiler.artifact import open_artifact
-    from compiler.model_file import load_spec
-    from compiler.trial import verify_artifact
+    from compiler.capture.model_file import load_spec
+    from compiler.runtime.trial import verify_artifact
     from ir.errors import VerificationError
 
     opened = open_artifact(artifact, expect)

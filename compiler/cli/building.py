@@ -43,10 +43,10 @@ def compile(
     Captures the model, runs the passes of the recipe, builds every usable engine, verifies each against the
     original, measures it, keeps the fastest within the loss bound, and writes NAME.penstock.
     """
+    from compiler.capture.model_file import load_spec
     from compiler.cli.progress import Progress
     from compiler.compile import compile as compile_model
     from compiler.events import Phases
-    from compiler.model_file import load_spec
 
     settings = {key: value for key, value in given.items() if value is not None and value is not False}
     settings["cache"] = not no_cache
@@ -99,7 +99,7 @@ def opt(
 ) -> None:  # fmt: skip
     """Run passes on IR text and print the result, as mlir-opt does; "-" reads stdin."""
     from compiler.files import decode, read_text, writing
-    from compiler.opt import optimise_text
+    from compiler.pipeline.opt import optimise_text
 
     source = decode(sys.stdin.buffer.read(), "stdin") if str(file) == "-" else read_text(file)
     result = optimise_text(source, text, weights, dump, print_ir_after or "", _aside)

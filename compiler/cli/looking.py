@@ -33,9 +33,9 @@ def estimate(
 
     MODEL is a FILE.py[:factory], a package.module:factory, an artifact, or an .ir file.
     """
-    from compiler.estimate import estimate_table, render
+    from compiler.cost.estimate import estimate_table, render
+    from compiler.cost.targets import target
     from compiler.look import optimised, read_graph, sizes_to_price
-    from compiler.targets import target
 
     machines = [target(name.strip()) for name in targets.split(",")]
     with models_speak_aside():

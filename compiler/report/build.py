@@ -8,20 +8,20 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from compiler.artifact.manifest import now, penstock_version, ports
-from compiler.cost import Estimate, estimate
-from compiler.reference import sizes_of
+from compiler.cost.cost import Estimate, estimate
+from compiler.cost.targets import Target
 from compiler.report import kernels
 from compiler.report.environment import environment
 from compiler.report.job import Job
 from compiler.report.measured import candidate_row, chosen_row, verdict_row
 from compiler.report.pass_rows import costs_of, variant_row
 from compiler.report.plain import plain
-from compiler.targets import Target
+from compiler.select.reference import sizes_of
 from ir import Graph
 from ir.errors import UsageError
 
 if TYPE_CHECKING:
-    from compiler.select import Candidate
+    from compiler.select.race import Candidate
 
 SCHEMA = 1
 FORMAT = "penstock-report"

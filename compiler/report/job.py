@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from compiler.cost.targets import Target
     from compiler.events import Phases
-    from compiler.pipeline import PassRecord
-    from compiler.recipe import Recipe
-    from compiler.reference import Reference
+    from compiler.pipeline.pipeline import PassRecord
+    from compiler.pipeline.recipe import Recipe
+    from compiler.select.reference import Reference
     from compiler.settings import Settings
     from compiler.spec import ModelSpec
-    from compiler.targets import Target
     from ir import Graph
 
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from compiler.cost import Estimate, Row
+from compiler.cost.cost import Estimate, Row
+from compiler.cost.targets import Target
 from compiler.report.plain import starred
-from compiler.targets import Target
 
 MOST_ROWS = 40
 _MOST_BLOCKS = 200

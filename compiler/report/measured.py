@@ -14,7 +14,7 @@ from compiler.report.plain import show_times
 from ir.types import DTYPE_NAMES
 
 if TYPE_CHECKING:
-    from compiler.select import Candidate
+    from compiler.select.race import Candidate
 
 _PLAIN_VARIANT = "fp32"
 """What the other variants of a recipe are compared with, on the same engine."""

@@ -10,7 +10,7 @@ from compiler.report.plain import starred
 from passes import Remark
 
 if TYPE_CHECKING:
-    from compiler.pipeline import PassRecord
+    from compiler.pipeline.pipeline import PassRecord
 
 
 def variant_row(job: Job, variant: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from compiler.capture import capture
+from compiler.capture.capture import capture
 from compiler.spec import ModelSpec
 from ir import Graph
 from tests.backends.cases import engine_of

@@ -16,7 +16,7 @@ import torch
 
 from backends.base import WEIGHTS_FILE, Backend, Engine, Unsupported
 from compiler.artifact import AFTER, BEFORE, MANIFEST, SEAL, STATES, EngineChoice, Manifest, ports, seal, staging
-from compiler.cache_key import Components
+from compiler.cache.key import Components
 from ir import Graph, interpret, parse, show
 from ir.weights import load, save
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from compiler.measure import Timing
+from compiler.select.measure import Timing
 
 MODELS = Path(__file__).parent / "models"
 MLP = str(MODELS / "mlp.py")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from compiler import select
 from compiler.cli.main import main
+from compiler.select import race as select
 from tests.compiler.command import MLP, Ran, Run, clock
 
 
@@ -44,8 +44,8 @@ def penstock(fast: None, own_cache: Path, capsys: pytest.CaptureFixture[str]) ->
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small model on ONNX Runtime; never to be changed."""
+    from compiler.capture.model_file import load_spec
     from compiler.compile import compile as compile_model
-    from compiler.model_file import load_spec
 
     path = tmp_path_factory.mktemp("compiled") / "mlp.penstock"
     with pytest.MonkeyPatch.context() as patch:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compiler.capture import capture
+from compiler.capture.capture import capture
 from compiler.spec import Dim
 from ir.errors import PenstockError, UnsupportedError, UsageError
 

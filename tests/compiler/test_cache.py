@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from compiler.artifact import open_artifact, staging
-from compiler.cache import Cache, default_root
-from compiler.cache_key import Components, digest_samples, digest_tensors, key_of, machine_text
+from compiler.cache.cache import Cache, default_root
+from compiler.cache.key import Components, digest_samples, digest_tensors, key_of, machine_text
 from ir import PenstockError
 from ir.errors import ResourceError, UntrustedError, UsageError
 from tests.compiler.artifacts import (

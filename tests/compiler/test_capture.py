@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from compiler.capture import capture, capture_file
-from compiler.inputs import flatten_inputs
+from compiler.capture.capture import capture, capture_file
+from compiler.capture.inputs import flatten_inputs
 from compiler.spec import Dim, ModelSpec
 from ir import DimRange, interpret
 from ir.errors import UnsupportedError, UntrustedError, UsageError

@@ -18,12 +18,12 @@ import torch
 from backends.onnxruntime_engine import OnnxRuntime
 from backends.openvino_engine import OpenVino
 from backends.reference import Reference
-from compiler import select
 from compiler.artifact import open_artifact
 from compiler.cli.main import EXIT_CODES, cli, main
 from compiler.cli.progress import Progress
 from compiler.doctor import ENGINES
 from compiler.events import Event
+from compiler.select import race as select
 from ir import errors, parse, show
 from ir import weights as weight_files
 from passes import PASSES
@@ -336,7 +336,7 @@ def test_json_of_bench_and_verify(penstock: Run, artifact: Path) -> None:
 def test_verify_fails_beyond_the_bound(penstock: Run, artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for loss in (0.5, float("nan")):
         monkeypatch.setattr(
-            "compiler.trial.verify_artifact",
+            "compiler.runtime.trial.verify_artifact",
             lambda *_, loss=loss: {"loss": loss, "cosine": 0.5, "max_abs": 1.0, "metric": None, "base": None},
         )
         told = penstock("verify", artifact, "--against", MLP, "--json")

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import penstock
-from compiler import recipe as recipe_module
-from compiler import select
 from compiler.artifact import AFTER, BEFORE, open_artifact
 from compiler.events import Event
+from compiler.pipeline import recipe as recipe_module
+from compiler.select import race as select
 from ir import Graph, show
 from ir.errors import GoalError, UnsupportedError, UsageError, VerificationError
 from ir.ops import op

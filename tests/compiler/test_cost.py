@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from compiler.calibration import TIERS, load_calibration
-from compiler.cost import Flow, estimate
-from compiler.kernels import Machine, gemm_seconds, roofline
-from compiler.plan import make_plan
-from compiler.targets import load_targets, target
+from compiler.cost.calibration import TIERS, load_calibration
+from compiler.cost.cost import Flow, estimate
+from compiler.cost.kernels import Machine, gemm_seconds, roofline
+from compiler.cost.plan import make_plan
+from compiler.cost.targets import load_targets, target
 from ir import Graph, parse
 from ir.errors import UsageError
 from ir.own_ops import define

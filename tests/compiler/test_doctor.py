@@ -188,7 +188,7 @@ def test_what_the_doctor_repeats_is_what_the_project_says() -> None:
 
 
 def test_cache_folder_is_the_one_of_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from compiler.cache import default_root
+    from compiler.cache.cache import default_root
 
     for told in (
         {},

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from compiler.capture import capture
+from compiler.capture.capture import capture
 from compiler.spec import Dim
 from ir import DimRange, interpret
 from ir.errors import UnsupportedError
@@ -71,7 +71,7 @@ def test_a_multiple_of_two_is_told_and_kept(caplog: pytest.LogCaptureFixture) ->
     def halves(self: Any, x: Tensor) -> Tensor:
         return torch.cat([x[: x.shape[0] // 2] * 2, x[x.shape[0] // 2 :] * 3]) + x.reshape(2, -1, 4).flatten(0, 1)
 
-    with caplog.at_level(logging.WARNING, "compiler.dynamic_dims"):
+    with caplog.at_level(logging.WARNING, "compiler.capture.dynamic_dims"):
         graph = capture(Model(halves), rows(6), dynamic_shapes={"x": {0: Dim("rows", 2, 11)}})
     assert caplog.messages == ["dim rows must be 2*_rows"]
     assert graph.dims == {"_rows": DimRange(1, 5)}

@@ -8,9 +8,9 @@ import json
 import pytest
 from rich.console import Console
 
-from compiler.cost import estimate
-from compiler.estimate import estimate_table, render, show_bytes, show_seconds
-from compiler.targets import target
+from compiler.cost.cost import estimate
+from compiler.cost.estimate import estimate_table, render, show_bytes, show_seconds
+from compiler.cost.targets import target
 from ir import Graph, parse
 from ir.errors import UsageError
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 import backends
 from backends.base import Engine
 from compiler.artifact import EngineChoice, Manifest, Port
-from compiler.loaded import LoadedModel, load
-from compiler.signature import InputError, Signature
+from compiler.runtime.loaded import LoadedModel, load
+from compiler.runtime.signature import InputError, Signature
 from ir import DimRange
 from ir.errors import MissingError, ResourceError, UntrustedError, UsageError
 from tests.compiler.artifacts import (

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from compiler.model_file import load_spec
+from compiler.capture.model_file import load_spec
 from compiler.spec import Dim
 from ir.errors import UsageError
 

@@ -11,8 +11,8 @@ from typing import ClassVar
 import pytest
 import torch
 
-from compiler.instruments import comparing, counting, dumping, pricing, timing, verifying
-from compiler.pipeline import Pipeline, check_runs
+from compiler.pipeline.instruments import comparing, counting, dumping, pricing, timing, verifying
+from compiler.pipeline.pipeline import Pipeline, check_runs
 from ir import Fact, Graph, Node, interpret, parse, show, verify
 from ir.errors import IRError, ResourceError, UsageError, VerificationError
 from ir.ops import op

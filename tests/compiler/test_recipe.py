@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from compiler.recipe import AUTO, PRESETS, recipe
+from compiler.pipeline.recipe import AUTO, PRESETS, recipe
 from compiler.settings import Settings, read_settings
 from ir.errors import UsageError
 

@@ -16,19 +16,19 @@ import pytest
 import torch
 from rich.console import Console
 
+from compiler.cost.targets import Target, read_cpu
 from compiler.events import Phases
-from compiler.instruments import comparing, counting, pricing, timing
-from compiler.measure import Timing
-from compiler.pipeline import PassRecord, Pipeline
-from compiler.recipe import Recipe, recipe
-from compiler.reference import Loss
+from compiler.pipeline.instruments import comparing, counting, pricing, timing
+from compiler.pipeline.pipeline import PassRecord, Pipeline
+from compiler.pipeline.recipe import Recipe, recipe
 from compiler.report import SCHEMA, build_report, page, render, write_report
 from compiler.report.kernels import structure
 from compiler.report.plain import plain, show_bytes, show_seconds, starred
-from compiler.select import Candidate
+from compiler.select.measure import Timing
+from compiler.select.race import Candidate
+from compiler.select.reference import Loss
 from compiler.settings import Settings
 from compiler.spec import ModelSpec
-from compiler.targets import Target, read_cpu
 from ir import Graph, parse
 from ir.copy import copy_graph
 from passes import PASSES, Remark, parse_passes
@@ -59,7 +59,7 @@ class FakeJob:
 
 def job_of(before: Graph, name: str = "block") -> FakeJob:
     """Two variants of a graph, by the real passes under the real instruments."""
-    from compiler.cost import estimate
+    from compiler.cost.cost import estimate
 
     job = FakeJob(ModelSpec(torch.nn.Linear(8, 8), SAMPLE, name=name))
     sizes = {"b": 2, "s": 4}
@@ -310,8 +310,8 @@ def test_bytes() -> None:
 
 
 def test_structure_folds_blocks_and_survives_odd_paths() -> None:
-    from compiler.calibration import Trust
-    from compiler.cost import Row
+    from compiler.cost.calibration import Trust
+    from compiler.cost.cost import Row
 
     trust = Trust("prior", 1.0)
     at = [

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from compiler.targets import PACKAGED, lint, lint_file, load_targets, read_cpu, target, this_cpu
+from compiler.cost.targets import PACKAGED, lint, lint_file, load_targets, read_cpu, target, this_cpu
 from ir.errors import UsageError
 
 DATA = yaml.safe_load(PACKAGED.read_text())

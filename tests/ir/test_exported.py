@@ -10,7 +10,8 @@ from torch.export import Dim
 
 from ir import Graph, interpret, parse, show, verify
 from ir.errors import UnsupportedError
-from ir.exported import example_inputs, import_program, to_exported, to_module
+from ir.exported import import_program
+from ir.reexport import example_inputs, to_exported, to_module
 from tests.compare import identical, outputs
 from tests.corpus import CORPUS, load
 from tests.random_graphs import graphs

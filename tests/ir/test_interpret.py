@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ir import DimRange, Graph, IRError, Node, TensorType, interpret, op, symbol
-from ir.exported import example_inputs
+from ir.reexport import example_inputs
 from tests.compare import identical
 from tests.corpus import CORPUS, load
 

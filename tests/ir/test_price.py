@@ -11,10 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ir import RETURN, Graph, Node, evaluate, interpret, parse, symbol
 from ir.dims import DimRange
-from ir.exported import example_inputs
 from ir.ops import op
 from ir.own_ops import define
 from ir.price import Attention, Gemm, Price, is_view, price
+from ir.reexport import example_inputs
 from ir.types import TensorType
 
 F32, BF16, I8, I64 = torch.float32, torch.bfloat16, torch.int8, torch.int64

@@ -34,7 +34,7 @@ def test_it_is_close_and_says_how_close() -> None:
     got = interpret(graph, inputs())["y"]
     assert torch.nn.functional.cosine_similarity(got, want, dim=-1).min() > 0.99
     assert told(said)[0].startswith("+ own error ")
-    assert [n.op.name for n in graph][0] == "penstock.int8_attention.default"
+    assert next(n.op.name for n in graph) == "penstock.int8_attention.default"
 
 
 def test_masked_keys_count_nothing_and_an_empty_row_gives_zeros() -> None:

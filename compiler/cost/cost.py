@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from compiler.calibration import TIERS, Calibration, Trust, load_calibration
-from compiler.plan import BlockPlan, Kernel, Plan, Step, make_plan
-from compiler.targets import Target
-from compiler.timing import Timing, time_kernel
+from compiler.cost.calibration import TIERS, Calibration, Trust, load_calibration
+from compiler.cost.plan import BlockPlan, Kernel, Plan, Step, make_plan
+from compiler.cost.targets import Target
+from compiler.cost.timing import Timing, time_kernel
 from ir import COND, Dim, Graph, Node, evaluate
 from ir.dims import is_data_symbol
 from ir.errors import UsageError
@@ -192,9 +192,7 @@ def _tier(rows: Iterable[Row]) -> str:
 class _Run:
     """One evaluation: equal kernels are timed once, equal dims are evaluated once."""
 
-    def __init__(
-        self, target: Target, sizes: Mapping[str, int], flow: Flow, calibration: Calibration
-    ) -> None:
+    def __init__(self, target: Target, sizes: Mapping[str, int], flow: Flow, calibration: Calibration) -> None:
         self._target, self._sizes, self._flow, self._known = target, sizes, flow, calibration
         self._dims: dict[Dim, int] = {}
         self._times: dict[int, Timing] = {}
@@ -209,9 +207,7 @@ class _Run:
                 self._dims[dim] = evaluate(dim, self._sizes)
             except KeyError as error:
                 name = str(error.args[0])
-                what = (
-                    f"the size {name} depends on the data" if is_data_symbol(name) else f"no size for {name}"
-                )
+                what = f"the size {name} depends on the data" if is_data_symbol(name) else f"no size for {name}"
                 raise UsageError(what, hint=f"--size {name}=N") from error
         return self._dims[dim]
 

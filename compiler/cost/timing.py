@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from compiler.calibration import Calibration, Trust
-from compiler.kernels import Machine, attention_seconds, gemm_seconds, quantize_seconds
-from compiler.plan import Kernel
-from compiler.targets import Target
+from compiler.cost.calibration import Calibration, Trust
+from compiler.cost.kernels import Machine, attention_seconds, gemm_seconds, quantize_seconds
+from compiler.cost.plan import Kernel
+from compiler.cost.targets import Target
 from ir import Dim
 from ir.price import Attention, Gemm, Price
 

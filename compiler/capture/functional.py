@@ -9,7 +9,7 @@ from torch import fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from compiler.refusals import first_line, unsupported
+from compiler.capture.refusals import first_line, unsupported
 from ir.errors import UnsupportedError
 from ir.exported import origin_of
 

@@ -168,9 +168,7 @@ def _kernel(
                 writes.append(size)
     if len(group) == 1:
         only = prices[working[0]]
-        return Kernel(
-            (only,), tuple((size,) for size in only.reads if size != 0), tuple(writes), only.kernels
-        )
+        return Kernel((only,), tuple((size,) for size in only.reads if size != 0), tuple(writes), only.kernels)
     return Kernel(tuple(prices[n] for n in working), tuple(reads.values()), tuple(writes), 1)
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from compiler.artifact import Manifest
-from compiler.capture import capture
+from compiler.capture.capture import capture
+from compiler.capture.inputs import flatten_inputs
 from compiler.files import writing
-from compiler.inputs import flatten_inputs
-from compiler.loaded import LoadedModel
-from compiler.measure import interleave, torch_threads
-from compiler.reference import Reference
+from compiler.runtime.loaded import LoadedModel
+from compiler.select.measure import interleave, torch_threads
+from compiler.select.reference import Reference
 from compiler.spec import ModelSpec
 from ir import DimRange, evaluate
 from ir import weights as weight_files

@@ -166,15 +166,11 @@ def lint(name: str, row: Mapping[str, Any]) -> list[str]:
     ):
         rate = peak[format_]
         if rate is not None and not low <= rate / half <= high:
-            faults.append(
-                f"{name}: peak.{format_} {rate:g} is {rate / half:.3g} times fp16, not {low:g} to {high:g}"
-            )
+            faults.append(f"{name}: peak.{format_} {rate:g} is {rate / half:.3g} times fp16, not {low:g} to {high:g}")
     for key, value in row["ach"].items():
         if key != "tag" and not 0 < value <= 1:
             faults.append(f"{name}: ach.{key} {value:g} is not a fraction")
-    faults += [
-        f"{name}: {key} must be positive" for key in ("mem_gb", "bw", "t0", "tdp_w") if not row[key] > 0
-    ]
+    faults += [f"{name}: {key} must be positive" for key in ("mem_gb", "bw", "t0", "tdp_w") if not row[key] > 0]
     return faults
 
 

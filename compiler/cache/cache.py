@@ -29,7 +29,7 @@ from compiler.artifact import (
     staging,
 )
 from compiler.artifact.storage import is_full
-from compiler.cache_key import Components, key_of
+from compiler.cache.key import Components, key_of
 from ir import PenstockError
 from ir.errors import ResourceError, UntrustedError, UsageError
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from compiler.artifact import storage_errors
-from compiler.compare import Distance, distance
-from compiler.pipeline import Columns, Instrument
+from compiler.pipeline.pipeline import Columns, Instrument
+from compiler.select.compare import Distance, distance
 from ir import Fact, Graph, interpret, show, verify
 from ir.errors import ResourceError, UsageError, VerificationError
 from passes import Pass, Samples, Tolerance

@@ -13,8 +13,8 @@ from pathlib import Path
 from backends import BACKENDS, backend
 from backends.base import WEIGHTS_FILE, Backend, Engine, Unsupported
 from compiler.events import Phases
-from compiler.measure import Timing, interleave, torch_threads
-from compiler.reference import Loss, Reference
+from compiler.select.measure import Timing, interleave, torch_threads
+from compiler.select.reference import Loss, Reference
 from ir import Graph
 from ir import weights as weight_files
 from ir.errors import MissingError, PenstockError, ResourceError, UnsupportedError

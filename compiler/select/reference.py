@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from compiler.compare import Distance, distance
-from compiler.eager import run_eager
-from compiler.inputs import bind_inputs, flatten_inputs
-from compiler.refusals import first_line, place_of
+from compiler.capture.eager import run_eager
+from compiler.capture.inputs import bind_inputs, flatten_inputs
+from compiler.capture.refusals import first_line, place_of
+from compiler.select.compare import Distance, distance
 from compiler.spec import Metric, ModelSpec
 from ir import Graph
 from ir.errors import PenstockError, UsageError

@@ -20,11 +20,11 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from compiler.dynamic_dims import derived_dims, dim_names, drop_size_asserts, keep_ranges, narrowed
-from compiler.eager import check_smallest, run_eager
-from compiler.functional import functional
-from compiler.inputs import BoundInputs, bind_inputs, leaf_names
-from compiler.refusals import collect_faults, first_line, place_of, unsupported
+from compiler.capture.dynamic_dims import derived_dims, dim_names, drop_size_asserts, keep_ranges, narrowed
+from compiler.capture.eager import check_smallest, run_eager
+from compiler.capture.functional import functional
+from compiler.capture.inputs import BoundInputs, bind_inputs, leaf_names
+from compiler.capture.refusals import collect_faults, first_line, place_of, unsupported
 from compiler.spec import ModelSpec
 from ir import Graph
 from ir.errors import PenstockError, UnsupportedError, UntrustedError, UsageError

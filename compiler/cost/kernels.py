@@ -20,8 +20,7 @@ _TILES = [(m, n) for m in _SIDES for n in _SIDES if 512 <= m * n < 256 * 256]
 _SPLITS = (1, 2, 4, 8)
 # one row per way to cut a product: every tile of the menu, its inner dimension whole or split
 _TILE_M, _TILE_N, _SPLIT = (
-    np.array(column, dtype=np.float64)
-    for column in zip(*[(m, n, s) for m, n in _TILES for s in _SPLITS], strict=True)
+    np.array(column, dtype=np.float64) for column in zip(*[(m, n, s) for m, n in _TILES for s in _SPLITS], strict=True)
 )
 _STEP = 64  # depth of one step of the inner loop
 _QUERY_TILE = 128  # queries that one block of flash attention holds

@@ -12,11 +12,11 @@ from typing import Any
 
 from backends import BACKENDS
 from compiler.artifact import AFTER, Artifact
-from compiler.cache import Cache
-from compiler.cache_key import Components, digest_samples, digest_tensors, digest_text
+from compiler.cache.cache import Cache
+from compiler.cache.key import Components, digest_samples, digest_tensors, digest_text
+from compiler.capture.inputs import flatten_inputs
 from compiler.events import Phases
-from compiler.inputs import flatten_inputs
-from compiler.recipe import Recipe
+from compiler.pipeline.recipe import Recipe
 from compiler.settings import Settings
 from compiler.spec import Metric, ModelSpec
 from ir import Graph, show

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from compiler.files import read_ir, read_tensors
-from compiler.instruments import counting, dumping, timing, verifying
-from compiler.pipeline import Instrument, PassRecord, Pipeline, check_runs
+from compiler.pipeline.instruments import counting, dumping, timing, verifying
+from compiler.pipeline.pipeline import Instrument, PassRecord, Pipeline, check_runs
 from ir import Fact, show
 from passes import PASSES, parse_passes
 

@@ -10,7 +10,7 @@ from typing import Any
 import sympy
 import torch
 
-from compiler.inputs import BoundInputs
+from compiler.capture.inputs import BoundInputs
 from compiler.spec import Dim
 from ir import DimRange, Graph, Node, ScalarType, Value
 from ir.errors import UnsupportedError
@@ -173,7 +173,7 @@ def drop_size_asserts(graph: Graph) -> None:
     """Erase torch's own ``assert batch >= 2`` where the range of the dim allows less.
 
     Tracing into ``torch.cond`` leaves them: torch takes every size for at least 2. Whether the graph holds
-    at 0 and 1 is checked by running it there, see ``compiler.eager.check_smallest``.
+    at 0 and 1 is checked by running it there, see ``compiler.capture.eager.check_smallest``.
     """
     for node in graph:
         if node.op.name != "aten._assert_scalar.default" or not isinstance(node.args[0], Value):

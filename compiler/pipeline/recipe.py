@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from compiler.pipeline import Pipeline
+from compiler.pipeline.pipeline import Pipeline
 from ir.errors import UsageError, nearest
 from passes import PASSES, parse_passes
 

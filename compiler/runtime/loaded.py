@@ -14,7 +14,7 @@ import torch
 import backends
 from backends.base import Backend, Engine
 from compiler.artifact import AFTER, Artifact, ChangedError, Manifest, copy_artifact, open_artifact
-from compiler.signature import InputError, Signature
+from compiler.runtime.signature import InputError, Signature
 from ir import PenstockError, parse
 from ir.errors import MissingError, ResourceError, UsageError
 from ir.weights import load as load_weights

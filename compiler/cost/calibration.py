@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from compiler.kernels import AttentionFit, GemmFit
-from compiler.targets import Target, load_targets
+from compiler.cost.kernels import AttentionFit, GemmFit
+from compiler.cost.targets import Target, load_targets
 
 PACKAGED = Path(__file__).with_name("calibration.yaml")
 TIERS = ("measured", "interpolated", "calibrated", "transferred", "datasheet", "prior")
@@ -127,8 +127,7 @@ def load_calibration(path: Path = PACKAGED) -> Calibration:
     return Calibration(
         gemm={key: (_made(GemmFit, row), row["held_out"]["dram"]["p90"]) for key, row in _flat(data["gemm"])},
         attention={
-            key: (_made(AttentionFit, row), row["held_out"]["dram"]["p90"])
-            for key, row in _flat(data["attention"])
+            key: (_made(AttentionFit, row), row["held_out"]["dram"]["p90"]) for key, row in _flat(data["attention"])
         },
         memory={key: (_made(MemoryFit, row), row["error"]) for key, row in _flat(data["memory"])},
         errors={tier: row["p90"] for tier, row in data["errors"].items()},

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from compiler.dynamic_dims import linear
-from compiler.inputs import BoundInputs, Leaf
-from compiler.refusals import first_line
+from compiler.capture.dynamic_dims import linear
+from compiler.capture.inputs import BoundInputs, Leaf
+from compiler.capture.refusals import first_line
 from ir import Graph, evaluate, interpret
 from ir.errors import UnsupportedError
 

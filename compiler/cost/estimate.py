@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from compiler.cost import Flow, estimate
-from compiler.plan import make_plan
-from compiler.targets import Target, target
+from compiler.cost.cost import Flow, estimate
+from compiler.cost.plan import make_plan
+from compiler.cost.targets import Target, target
 from ir import Graph
 
 BATCH, SEQ = "batch", "seq"
@@ -29,7 +29,7 @@ class EstimateRow:
         sizes: every dim with its size.
         seconds: one call.
         margin: relative uncertainty, a factor of ``1 + margin`` either way.
-        tier: provenance of ``seconds``, see ``compiler.calibration.TIERS``.
+        tier: provenance of ``seconds``, see ``compiler.cost.calibration.TIERS``.
         floor: seconds that the datasheet's roofline needs.
         samples_per_second: calls times batch per second.
         flops, bytes: of one call.
@@ -135,9 +135,7 @@ def render(rows: Iterable[EstimateRow], console: Console) -> None:
             row.target,
             *(str(row.sizes.get(name, "")) for name in names),
             show_latency(row),
-            f"{row.samples_per_second:,.0f}"
-            if row.samples_per_second >= 10
-            else f"{row.samples_per_second:.2g}",
+            f"{row.samples_per_second:,.0f}" if row.samples_per_second >= 10 else f"{row.samples_per_second:.2g}",
             memory if row.fits else Text(f"{memory} > {show_bytes(row.memory_bytes)}", style="bold red"),
             _bound_words(row.bounds),
         )

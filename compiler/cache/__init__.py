@@ -1,0 +1,1 @@
+"""Compiles that were done before."""

@@ -1,0 +1,1 @@
+"""Predicted time and memory on machines that need not be here."""

@@ -1,0 +1,1 @@
+"""Passes in order, watched: pipeline, instruments, recipes, IR text in and out."""

@@ -1,0 +1,1 @@
+"""Artifacts at work: load, check inputs, run, try out."""

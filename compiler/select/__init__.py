@@ -1,0 +1,1 @@
+"""Judging and timing engines against the original."""
