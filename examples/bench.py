@@ -61,9 +61,7 @@ class Loss:
 
     def is_at_most(self, other: Loss) -> bool:
         """Whether this loses no more than the other, by mean cosine and by the probe."""
-        return (
-            self.cosine_mean >= other.cosine_mean - SAME_COSINE and self.accuracy >= other.accuracy
-        )
+        return self.cosine_mean >= other.cosine_mean - SAME_COSINE and self.accuracy >= other.accuracy
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,11 +131,7 @@ def measure(
     trial = {name: _trial(engine, inputs) for name, engine in engines.items()}
     seconds = {name: [time_] if time_ > budget else [] for name, time_ in trial.items()}
     for turn in range(rounds):
-        names = [
-            name
-            for name, time_ in trial.items()
-            if time_ <= budget and turn < max(3, budget / _block(time_))
-        ]
+        names = [name for name, time_ in trial.items() if time_ <= budget and turn < max(3, budget / _block(time_))]
         random.Random(turn).shuffle(names)  # no engine always follows the same one
         for name in names:
             seconds[name].append(_turn(engines[name], inputs, _calls(trial[name])))
@@ -385,8 +379,7 @@ def main() -> None:
         chosen = [
             peer
             for peer in peers(Path(folder))
-            if peer.name == EAGER
-            or (re.search(args.only, peer.name) and not (peer.is_ours and args.peers_only))
+            if peer.name == EAGER or (re.search(args.only, peer.name) and not (peer.is_ours and args.peers_only))
         ]
         rows = run(chosen, args, log)
     show(rows, found, args.rounds)

@@ -109,9 +109,7 @@ def onnxruntime_int8(spec: penstock.ModelSpec, threads: int, folder: Path) -> En
 
     path = folder / "int8.onnx"
     if not path.exists():
-        quantize_dynamic(
-            _onnx(spec, folder), path, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True
-        )
+        quantize_dynamic(_onnx(spec, folder), path, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True)
     return _session(path, threads)
 
 
@@ -148,10 +146,7 @@ def _export(spec: penstock.ModelSpec) -> torch.export.ExportedProgram:
         for axes in spec.dynamic_shapes.values()
         for dim in axes.values()
     }
-    shapes = {
-        name: {axis: dims[dim.name] for axis, dim in axes.items()}
-        for name, axes in spec.dynamic_shapes.items()
-    }
+    shapes = {name: {axis: dims[dim.name] for axis, dim in axes.items()} for name, axes in spec.dynamic_shapes.items()}
     with torch.no_grad():
         return torch.export.export(spec.model, (), dict(spec.example_inputs), dynamic_shapes=shapes)
 

@@ -99,9 +99,7 @@ def gemm_rows(data: dict[str, NDArray], system: str, name: str) -> Rows | None:
 def gemm_prediction(rows: Rows, fit: GemmFit) -> Array:
     c = rows.columns
     seconds = gemm_seconds(fit, rows.machine, np.ones(len(rows)), c["m"], c["n"], c["k"], c["core"])
-    return np.maximum(
-        seconds + quantize_seconds(fit, rows.machine, c["m"], c["k"], c["quantized"]), rows.bound
-    )
+    return np.maximum(seconds + quantize_seconds(fit, rows.machine, c["m"], c["k"], c["quantized"]), rows.bound)
 
 
 def attention_rows(data: dict[str, NDArray], system: str, decode: bool) -> Rows:
@@ -123,9 +121,7 @@ def attention_rows(data: dict[str, NDArray], system: str, decode: bool) -> Rows:
 
 def attention_prediction(rows: Rows, fit: AttentionFit) -> Array:
     c = rows.columns
-    seconds = attention_seconds(
-        fit, rows.machine, c["batch"], c["queries"], c["keys"], c["flops"], c["bytes"]
-    )
+    seconds = attention_seconds(fit, rows.machine, c["batch"], c["queries"], c["keys"], c["flops"], c["bytes"])
     return np.maximum(seconds, rows.bound)
 
 
@@ -187,9 +183,7 @@ def regret(data: dict[str, NDArray], system: str, fits: dict[str, GemmFit]) -> d
     (one, told_one), (two, told_two) = choices[:2]
     shapes = {key: i for i, key in enumerate(zip(*(one.columns[c] for c in "mnk"), strict=True))}
     pairs = [
-        (shapes[key], j)
-        for j, key in enumerate(zip(*(two.columns[c] for c in "mnk"), strict=True))
-        if key in shapes
+        (shapes[key], j) for j, key in enumerate(zip(*(two.columns[c] for c in "mnk"), strict=True)) if key in shapes
     ]
     i, j = (np.array(column) for column in zip(*pairs, strict=True))
     took = np.where(told_one[i] <= told_two[j], one.seconds[i], two.seconds[j])
@@ -233,9 +227,7 @@ def fit_gemm(path: Path) -> tuple[dict, dict, dict]:
             print(f"decision bf16 or fp8 on {name}: {made}", flush=True)
     transferred, blind = [], []
     for (name, format_), rows in judged.items():
-        blind.append(
-            np.abs(gemm_prediction(rows, prior(load_targets()[name], format_ != "bf16")) / rows.seconds - 1)
-        )
+        blind.append(np.abs(gemm_prediction(rows, prior(load_targets()[name], format_ != "bf16")) / rows.seconds - 1))
         for (other, same), fit in fits.items():
             if other != name and same == format_:
                 transferred.append(np.abs(gemm_prediction(rows, fit) / rows.seconds - 1))
@@ -259,9 +251,7 @@ def fit_attention(folder: Path) -> dict:
         for system, name in SYSTEMS.items():
             train, test = split(attention_rows(data, system, phase == "decode"))
             free = [f.name for f in fields(AttentionFit)]
-            fit, used = fit_rows(
-                train, attention_prediction, AttentionFit, ATTENTION_START, ATTENTION_LIMIT, free
-            )
+            fit, used = fit_rows(train, attention_prediction, AttentionFit, ATTENTION_START, ATTENTION_LIMIT, free)
             score = accuracy(test, attention_prediction(test, fit))
             found.setdefault(name, {})[phase] = {
                 **rounded(asdict(fit)),
@@ -298,9 +288,7 @@ HEADER = """\
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with the three parquet tables")
     parser.add_argument("--out", type=Path, help="write the parameters here")
     given = parser.parse_args()
@@ -315,9 +303,7 @@ def main() -> None:
         "errors": errors,
     }
     if given.out is not None:
-        given.out.write_text(
-            HEADER + yaml.safe_dump(made, sort_keys=False, default_flow_style=None, width=200)
-        )
+        given.out.write_text(HEADER + yaml.safe_dump(made, sort_keys=False, default_flow_style=None, width=200))
 
 
 if __name__ == "__main__":

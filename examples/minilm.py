@@ -23,9 +23,7 @@ try:
     from tokenizers import Tokenizer
     from transformers import BertConfig, BertModel
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        f'examples.minilm needs {error.name}, which `pip install -e ".[demo]"` brings'
-    ) from error
+    raise ModuleNotFoundError(f'examples.minilm needs {error.name}, which `pip install -e ".[demo]"` brings') from error
 
 LONGEST = 512
 """Tokens: the model has that many position embeddings."""
@@ -93,9 +91,7 @@ class Agreement:
 
 
 @torch.no_grad()
-def embed(
-    engine: Callable[..., Mapping[str, Tensor]], batches: Sequence[Mapping[str, Tensor]]
-) -> Tensor:
+def embed(engine: Callable[..., Mapping[str, Tensor]], batches: Sequence[Mapping[str, Tensor]]) -> Tensor:
     """Embeddings of all rows of all batches, float32 [rows, 384]."""
     return torch.cat([engine(**batch)["embedding"].float() for batch in batches])
 

@@ -106,9 +106,7 @@ def _paragraphs(module: str) -> Iterator[str]:
         if not path.exists():
             continue
         for node in ast.walk(ast.parse(path.read_bytes())):
-            if not isinstance(
-                node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-            ):
+            if not isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
                 continue
             words = (ast.get_docstring(node) or "").split("\n\n")[0].split()
             if SHORTEST <= len(words) <= LONGEST:

@@ -64,8 +64,8 @@ HOSTILE = (
 def test_hostile_texts_are_dims_or_parse_errors(text: str) -> None:
     try:
         dim = parse_dim(text)
-    except ParseError as error:
-        assert error.exit_code == 8
+    except ParseError:  # any other exception fails the test
+        return
     else:
         assert isinstance(dim, sympy.Expr)
         assert symbols_of(dim) <= {"n", "__import__"}

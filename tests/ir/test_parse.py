@@ -52,8 +52,12 @@ FAULTS = {
     "outputs without comma": ('return "y" %x "z" %x', 6, "expected ','"),
     "no regions": ("%y: f32[n, 4] = cond(%x, [%x]) do\nreturn", 7, "expected 'region'"),
     "no end": ("%y: f32[n] = cond(%x, []) do\nregion()\n  return\nreturn", 9, "expected 'end'"),
-    "outer value in a region": ("%y: f32[n] = cond(%x, []) do\nregion()\n return %x\nend\nreturn", 8, "%x is used before"),
-    "region value twice": ("%y: f32[n] = cond(%x, []) do\nregion(%a: f32[1], %a: f32[1])\nreturn", 7, "%a is defined twice"),
+    "outer value in a region": (
+        "%y: f32[n] = cond(%x, []) do\nregion()\n return %x\nend\nreturn", 8, "%x is used before",
+    ),
+    "region value twice": (
+        "%y: f32[n] = cond(%x, []) do\nregion(%a: f32[1], %a: f32[1])\nreturn", 7, "%a is defined twice",
+    ),
 }  # fmt: skip
 HEADS = {
     "empty text": ("", 0, "ends before"),
