@@ -50,8 +50,8 @@ def peers(folder: Path) -> tuple[Peer, ...]:
         Peer("OpenVINO bf16", "bf16", partial(openvino_engine, folder=folder, hint="bf16")),
         Peer("OpenVINO NNCF int8", "int8", partial(openvino_int8, folder=folder)),
         *(
-            Peer(f"Penstock {recipe}", recipe, partial(ours, recipe=recipe, folder=folder), True)
-            for recipe in ("fp32", "bf16", "int8")
+            Peer(f"Penstock {precision}", precision, partial(ours, recipe=recipe, folder=folder), True)
+            for precision, recipe in (("fp32", "fp32"), ("bf16", "bf16"), ("int8", "int8+int8-attention"))
         ),
     )
 

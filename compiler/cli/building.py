@@ -14,7 +14,7 @@ from compiler.cli.options import SECONDS, THREADS, common, emit_json, level, mod
 @click.command()
 @click.argument("model")
 @click.option("-t", "--target", help="Machine to compile for.  [cpu]")
-@click.option("-r", "--recipe", help="auto, fp32, bf16, int8, a recipe.yaml, or passes as text.  [auto]")
+@click.option("-r", "--recipe", help="auto, presets such as fp32+int8, a recipe.yaml, or passes as text.  [auto]")
 @click.option("-e", "--engine", help="auto, or one of openvino, onnxruntime, reference.  [auto]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Artifact directory.  [NAME.penstock]")
 @click.option("--threads", type=THREADS, help="Threads of the engine and of the baseline.  [every core]")

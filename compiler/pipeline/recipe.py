@@ -68,7 +68,7 @@ class Recipe:
 
 
 def recipe(reference: str) -> Recipe:
-    """A recipe by preset name, by file (``.yaml``), or as the text of its passes.
+    """A recipe by preset name (or several, ``fp32+int8``), by file (``.yaml``), or as the text of its passes.
 
     Raises:
         UsageError: no such preset, file, pass or option; unknown key.
@@ -79,11 +79,12 @@ def recipe(reference: str) -> Recipe:
 
 
 def _from_text(text: str) -> Recipe:
-    """A preset, or passes."""
+    """Presets, or passes."""
     if text == "auto":
         return Recipe("auto", {name: PRESETS[name] for name in AUTO}, {})
-    if text in PRESETS:
-        return Recipe(text, {text: PRESETS[text]}, {})
+    presets = [part.strip() for part in text.split("+")]
+    if all(name in PRESETS for name in presets):
+        return Recipe(text, {name: PRESETS[name] for name in presets}, {})
     names = [p.name for p in PASSES]
     first = text.partition("{")[0].partition(",")[0].strip()
     if first not in names:

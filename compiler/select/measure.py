@@ -11,6 +11,10 @@ from dataclasses import dataclass
 import torch
 
 
+_REST = 0.02
+"""Seconds; thread pools of ONNX Runtime and OpenMP spin for some milliseconds after a call."""
+
+
 @dataclass(frozen=True, slots=True)
 class Timing:
     """Seconds of one call: median, 10th and 90th percentile over ``rounds`` rounds."""
@@ -31,6 +35,9 @@ def interleave(
 ) -> dict[str, Timing]:
     """Time several calls round by round, so that a busy moment of the machine hits all of them alike.
 
+    Before each timed call comes a short rest, in which the threads of the engine before it stop spinning, and one
+    call that does not count, which brings the engine's own data back into the caches.
+
     Args:
         calls: what to time, by name.
         seconds: stop after about this long, but not before ``least`` rounds.
@@ -46,6 +53,8 @@ def interleave(
         if count >= least and time.perf_counter() > end:
             break
         for name, call in calls.items():
+            time.sleep(_REST)
+            call()
             start = time.perf_counter()
             call()
             taken[name].append(time.perf_counter() - start)

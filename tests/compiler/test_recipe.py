@@ -206,3 +206,10 @@ def test_paths_are_taken_as_they_come(file: Write, tmp_path: Path) -> None:
     settings = read_settings({"recipe": Path(file(FULL)), "dump": str(tmp_path)})
     assert settings.engine == "onnxruntime"
     assert settings.dump == tmp_path
+
+
+def test_several_presets_are_all_tried() -> None:
+    both = recipe("fp32+int8")
+    assert list(both.passes) == ["fp32", "int8"]
+    with pytest.raises(UsageError, match="there is no recipe"):
+        recipe("fp32+int9")
