@@ -1,8 +1,8 @@
 """Narrow floats on a machine that cannot multiply them: stored narrow, multiplied in float32, rounded back.
 
 The product of two bfloat16 numbers is exact in float32, and matrix hardware adds them up in float32 as well, so
-this computes what the hardware would, at the speed of float32. The graph keeps its meaning and its types; an engine's
-facts show that no product runs in bf16.
+this computes what the hardware would, at the speed of float32. A result that is widened right away is not rounded in
+between: never less precise than the graph says. An engine's facts show that no product runs in bf16.
 """
 
 from __future__ import annotations
@@ -63,6 +63,11 @@ def _widen(graph: Graph, node: Node) -> None:
     kwargs = {k: map_values(a, cast) for k, a in node.kwargs.items()}
     wide = TensorType(torch.float32, narrow.shape)
     product = graph.insert(node.op, *args, before=node, types=(wide,), kwargs=kwargs)
-    rounded = graph.insert(op(_CAST), product.result, narrow.dtype, before=node, types=(narrow,))
-    graph.replace(node.result, rounded.result)
+    for user in list(node.result.uses):  # widened right away: rounding in between would only lose
+        if user.op.name == _CAST and user.result.type == wide:
+            graph.replace(user.result, product.result)
+            graph.erase(user)
+    if node.result.uses:
+        rounded = graph.insert(op(_CAST), product.result, narrow.dtype, before=node, types=(narrow,))
+        graph.replace(node.result, rounded.result)
     graph.erase(node)
