@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 
-
 _REST = 0.02
 """Seconds; thread pools of ONNX Runtime and OpenMP spin for some milliseconds after a call."""
 
