@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import sympy
 import torch
 from torch.utils import _pytree as pytree
 
@@ -130,12 +131,16 @@ class Reference:
 
 
 def sizes_of(graph: Graph, inputs: Tensors) -> dict[str, int]:
-    """Size of each dim in some inputs, as far as the inputs say it."""
+    """Size of each dim in some inputs, as far as the inputs say it; ``2*n`` of 8 says that ``n`` is 4."""
     sizes: dict[str, int] = {}
     for value, spec in graph.inputs.items():
         if spec.kind == "param" or spec.name not in inputs:
             continue
         for dim, size in zip(value.tensor.shape, inputs[spec.name].shape, strict=True):
-            if not isinstance(dim, int) and dim.is_Symbol:
-                sizes[dim.name] = size
+            if isinstance(dim, int) or len(dim.free_symbols) != 1:
+                continue
+            (unknown,) = dim.free_symbols
+            factor, rest = dim.coeff(unknown), dim.xreplace({unknown: sympy.Integer(0)})
+            if factor.is_Integer and factor != 0 and rest.is_Integer and factor * unknown + rest == dim:
+                sizes.setdefault(unknown.name, (size - int(rest)) // int(factor))
     return sizes
