@@ -176,9 +176,16 @@ class Race:
 
 
 def _listing(refused: Sequence[Unsupported], most: int = 20) -> str:
-    lines = [str(r) for r in refused]
-    more = f"\n  - and {len(lines) - most} more" if len(lines) > most else ""
-    return f"{len(lines)} operation(s) it cannot carry: " + "\n  - ".join(["", *lines[:most]]) + more
+    """What an engine refuses, equal reasons told once."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for one in refused:
+        places.setdefault((one.op, one.reason), []).append(one.origin)
+    lines = [
+        f"{op}{f' ({len(at)} times, first at {at[0]})' if len(at) > 1 else f' at {at[0]}' if at[0] else ''}: {reason}"
+        for (op, reason), at in places.items()
+    ]
+    more = f"\n  - and {len(lines) - most} more kinds" if len(lines) > most else ""
+    return f"{len(refused)} operation(s) it cannot carry:" + "\n  - ".join(["", *lines[:most]]) + more
 
 
 def _built(made: Candidate) -> str:
