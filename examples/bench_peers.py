@@ -59,7 +59,7 @@ def peers(folder: Path) -> tuple[Peer, ...]:
 def ours(spec: penstock.ModelSpec, threads: int, recipe: str, folder: Path) -> Engine:
     """Compile with a Penstock recipe for the CPU, and load what it wrote."""
     output = folder / f"{recipe}-{threads}.penstock"
-    result = penstock.compile(spec, target="cpu", recipe=recipe, threads=threads, output=output)
+    result = penstock.compile(spec, target="cpu", recipe=recipe, threads=threads, output=output, cache=False)
     return penstock.load(result.path, threads=threads)
 
 

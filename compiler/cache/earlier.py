@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from backends import BACKENDS
-from compiler.artifact import AFTER, Artifact
+from compiler.artifact import AFTER, Artifact, penstock_version
 from compiler.cache.cache import Cache
 from compiler.cache.key import Components, digest_samples, digest_tensors, digest_text
 from compiler.capture.inputs import flatten_inputs
@@ -44,8 +44,16 @@ def components(spec: ModelSpec, graph: Graph, recipe: Recipe, settings: Settings
         engine_version=", ".join(f"{b.name} {b.version()}" for b in BACKENDS if b.name in (settings.engine, "auto")
                                  or settings.engine == "auto"),
         threads=str(settings.threads or ""),
+        penstock=f"{penstock_version()} {_own_source()}",
         calibration=digest_samples([flatten_inputs(s) for s in (spec.example_inputs, *spec.calibration)]),
     )  # fmt: skip
+
+
+def _own_source() -> str:
+    """Digest of Penstock's own code: between two versions a checkout changes, and with it what a compile gives."""
+    root = Path(__file__).parents[2]
+    files = sorted(f for room in ("ir", "passes", "backends", "compiler") for f in (root / room).rglob("*.py"))
+    return digest_text("".join(digest_text(f.read_text(encoding="utf-8")) for f in files))[:16]
 
 
 def _source(metric: Metric | None) -> str:
