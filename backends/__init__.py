@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from backends.base import WEIGHTS_FILE, Backend, Engine, Unsupported
+from backends.base import (
+    CPU,
+    WEIGHTS_FILE,
+    Backend,
+    BuildOptions,
+    Built,
+    Device,
+    Engine,
+    FlowProof,
+    Unsupported,
+)
 from backends.onnxruntime_engine import OnnxRuntime
 from backends.openvino_engine import OpenVino
 from backends.reference import Reference
@@ -11,7 +21,10 @@ from ir.errors import UsageError, nearest
 BACKENDS: tuple[Backend, ...] = (OpenVino(), OnnxRuntime(), Reference())
 """All of them, the fastest kind first. Each imports its engine when it is first used."""
 
-__all__ = ["BACKENDS", "WEIGHTS_FILE", "Backend", "Engine", "Unsupported", "backend"]
+__all__ = [
+    "BACKENDS", "CPU", "WEIGHTS_FILE", "Backend", "BuildOptions", "Built", "Device", "Engine", "FlowProof",
+    "Unsupported", "backend",
+]  # fmt: skip
 
 
 def backend(name: str) -> Backend:

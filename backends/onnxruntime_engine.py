@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from backends.base import WEIGHTS_FILE, Backend, Engine, Unsupported
-from backends.payload import PAYLOAD, original_name, write
+from backends.base import CPU, DEFAULT, WEIGHTS_FILE, Backend, BuildOptions, Built, Device, Engine, Unsupported
+from backends.payload import original_name, payload, write
 from backends.widen import widened
 from ir import Graph
 from ir.errors import MissingError, PenstockError, UntrustedError
@@ -37,22 +37,23 @@ class OnnxRuntime(Backend):
         """Version of the installed package."""
         return _installed("onnxruntime", "onnx", "ml_dtypes")
 
-    def unsupported(self, graph: Graph) -> list[Unsupported]:
+    def unsupported(self, graph: Graph, device: Device = CPU) -> list[Unsupported]:
         """Operators without an ONNX form, and types that ONNX Runtime has no CPU kernels for."""
         from backends.onnx_emit import unsupported
 
         self._require()
         return unsupported(widened(graph), flavor="onnxruntime")
 
-    def build(self, graph: Graph, folder: Path) -> None:
-        """Write ``engine.onnx``."""
+    def build(self, graph: Graph, folder: Path, options: BuildOptions = DEFAULT) -> Built:
+        """Write ``STEM.onnx``."""
         self._require()
-        write(widened(graph), folder, flavor="onnxruntime")  # it has no bf16 kernels for the CPU
+        write(widened(graph), folder, flavor="onnxruntime", stem=options.stem)  # it has no bf16 kernels for the CPU
+        return Built()
 
-    def load(self, folder: Path, threads: int | None = None) -> Engine:
+    def load(self, folder: Path, threads: int | None = None, stem: str = "engine") -> Engine:
         """An inference session over the file."""
         self._require()
-        return _Session(folder, threads)
+        return _Session(folder, threads, stem)
 
     def _require(self) -> None:
         if self.version() is None:
@@ -69,8 +70,8 @@ def _installed(first: str, *others: str) -> str | None:
 
 
 class _Session(Engine):
-    def __init__(self, folder: Path, threads: int | None) -> None:
-        self._path = folder / PAYLOAD
+    def __init__(self, folder: Path, threads: int | None, stem: str) -> None:
+        self._path = payload(folder, stem)
         self._threads = threads
         self._session = _open(self._path, _options(threads))
         self._inputs = [(i.name, original_name(i.name)) for i in self._session.get_inputs()]

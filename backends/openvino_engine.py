@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from backends.base import WEIGHTS_FILE, Backend, Engine, Unsupported
-from backends.payload import PAYLOAD, original_name, write
+from backends.base import CPU, DEFAULT, WEIGHTS_FILE, Backend, BuildOptions, Built, Device, Engine, Unsupported
+from backends.payload import original_name, payload, write
 from backends.widen import widened
 from ir import Graph
 from ir.errors import MissingError, PenstockError, UntrustedError
@@ -34,22 +34,23 @@ class OpenVino(Backend):
         except metadata.PackageNotFoundError:
             return None
 
-    def unsupported(self, graph: Graph) -> list[Unsupported]:
+    def unsupported(self, graph: Graph, device: Device = CPU) -> list[Unsupported]:
         """Operators without an ONNX form that OpenVINO reads."""
         from backends.onnx_emit import unsupported
 
         self._require()
         return unsupported(_for_this_machine(graph), flavor="openvino")
 
-    def build(self, graph: Graph, folder: Path) -> None:
-        """Write ``engine.onnx``."""
+    def build(self, graph: Graph, folder: Path, options: BuildOptions = DEFAULT) -> Built:
+        """Write ``STEM.onnx``."""
         self._require()
-        write(_for_this_machine(graph), folder, flavor="openvino")
+        write(_for_this_machine(graph), folder, flavor="openvino", stem=options.stem)
+        return Built()
 
-    def load(self, folder: Path, threads: int | None = None) -> Engine:
+    def load(self, folder: Path, threads: int | None = None, stem: str = "engine") -> Engine:
         """Compile the file for this machine."""
         self._require()
-        return _Compiled(folder, threads)
+        return _Compiled(folder, threads, stem)
 
     def _require(self) -> None:
         if self.version() is None:
@@ -57,11 +58,11 @@ class OpenVino(Backend):
 
 
 class _Compiled(Engine):
-    def __init__(self, folder: Path, threads: int | None) -> None:
+    def __init__(self, folder: Path, threads: int | None, stem: str) -> None:
         import onnx
         from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # comes with onnx
 
-        path = folder / PAYLOAD
+        path = payload(folder, stem)
         if not path.is_file() or not (folder / WEIGHTS_FILE).is_file():
             raise UntrustedError(f"{folder} holds no OpenVINO engine")
         try:

@@ -9,7 +9,6 @@ from ir import Graph
 from ir.errors import ResourceError
 from ir.weights import layout
 
-PAYLOAD = "engine.onnx"
 RENAMED = "output:"
 """Stands before the name of an output that is the name of an input too, which ONNX forbids."""
 
@@ -19,8 +18,13 @@ def original_name(name: str) -> str:
     return name.removeprefix(RENAMED)
 
 
-def write(graph: Graph, folder: Path, flavor: str) -> None:
-    """Emit a graph into ``engine.onnx``; the weights stay in their file.
+def payload(folder: Path, stem: str) -> Path:
+    """The file itself."""
+    return folder / f"{stem}.onnx"
+
+
+def write(graph: Graph, folder: Path, flavor: str, stem: str) -> None:
+    """Emit a graph into ``STEM.onnx``; the weights stay in their file.
 
     Raises:
         UnsupportedError: lists every operator without an ONNX form.
@@ -29,7 +33,8 @@ def write(graph: Graph, folder: Path, flavor: str) -> None:
     from backends.onnx_emit import emit
 
     model = emit(graph, layout(graph.weights)[1], flavor, WEIGHTS_FILE)
+    path = payload(folder, stem)
     try:
-        (folder / PAYLOAD).write_bytes(model.SerializeToString())
+        path.write_bytes(model.SerializeToString())
     except OSError as error:
-        raise ResourceError(f"cannot write {folder / PAYLOAD}: {error.strerror}") from error
+        raise ResourceError(f"cannot write {path}: {error.strerror}") from error

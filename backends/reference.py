@@ -7,12 +7,10 @@ from pathlib import Path
 
 import torch
 
-from backends.base import WEIGHTS_FILE, Backend, Engine, Unsupported
+from backends.base import CPU, DEFAULT, WEIGHTS_FILE, Backend, BuildOptions, Built, Device, Engine, Unsupported
 from ir import Graph, interpret, parse, show
 from ir.errors import ResourceError, UntrustedError
 from ir.weights import load
-
-PAYLOAD = "engine.ir"
 
 
 class Reference(Backend):
@@ -25,23 +23,26 @@ class Reference(Backend):
         """Torch's version: torch is what runs."""
         return str(torch.__version__)
 
-    def unsupported(self, graph: Graph) -> list[Unsupported]:
+    def unsupported(self, graph: Graph, device: Device = CPU) -> list[Unsupported]:
         """Nothing: whatever the IR can say, torch can run."""
         return []
 
-    def build(self, graph: Graph, folder: Path) -> None:
-        """Write the text of the graph."""
+    def build(self, graph: Graph, folder: Path, options: BuildOptions = DEFAULT) -> Built:
+        """Write the text of the graph, ``STEM.ir``."""
+        path = folder / f"{options.stem}.ir"
         try:
-            (folder / PAYLOAD).write_text(show(graph), encoding="utf-8")
+            path.write_text(show(graph), encoding="utf-8")
         except OSError as error:
-            raise ResourceError(f"cannot write {folder / PAYLOAD}: {error.strerror}") from error
+            raise ResourceError(f"cannot write {path}: {error.strerror}") from error
+        return Built()
 
-    def load(self, folder: Path, threads: int | None = None) -> Engine:
+    def load(self, folder: Path, threads: int | None = None, stem: str = "engine") -> Engine:
         """Read the text back, over memory-mapped weights. Torch's threads belong to the whole process."""
+        path = folder / f"{stem}.ir"
         try:
-            text = (folder / PAYLOAD).read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UntrustedError(f"cannot read {folder / PAYLOAD}: {error}") from error
+            raise UntrustedError(f"cannot read {path}: {error}") from error
         return _Interpreter(parse(text, load(folder / WEIGHTS_FILE)))
 
 

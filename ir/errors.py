@@ -7,7 +7,8 @@ class PenstockError(Exception):
     """Base of every error that a user may see. ``exit_code`` is what the command line returns.
 
     Codes: 1 bug, 2 usage or recipe, 3 model not supported, 4 environment or engine missing,
-    5 resource exhausted, 6 verification failed, 7 goal not met, 8 untrusted or corrupted input.
+    5 resource exhausted (disk, memory, time), 6 verification failed, 7 goal not met, 8 untrusted or corrupted input,
+    9 an engine's builder failed.
     """
 
     exit_code = 1
@@ -72,6 +73,12 @@ class UntrustedError(PenstockError):
     """An artifact or input file was changed, is incomplete, or would run foreign code."""
 
     exit_code = 8
+
+
+class BuildError(PenstockError):
+    """The builder of an engine crashed, or failed for a reason of its own; says what it said last."""
+
+    exit_code = 9
 
 
 def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:

@@ -15,7 +15,8 @@ from compiler.cli import artifacts, building, looking
 EXIT_CODES = """\b
 Exit codes: 0 done. 1 a bug in Penstock. 2 usage or recipe. 3 model not supported.
 4 engine or package missing. 5 disk, memory or permission. 6 verification failed.
-7 goal not met (artifact written). 8 untrusted or corrupted input. 130 interrupted."""
+7 goal not met (artifact written). 8 untrusted or corrupted input. 9 an engine's builder failed.
+130 interrupted."""
 
 START = """A compiler for adaptive inference.
 
