@@ -216,6 +216,8 @@ class _Writer:
 
     def _node(self, scope: Scope, node: Node) -> Sequence[Any]:
         count = len(node.results)
+        if node in scope.ahead:
+            return scope.ahead[node]
         if node.op.name in IGNORED:
             return [0] * count
         try:

@@ -60,7 +60,6 @@ def lowering() -> list[Any]:
     from tvm import relax
 
     return [
-        relax.transform.RewriteDataflowReshape(),
         relax.transform.ToNonDataflow(),
         relax.transform.RemovePurityChecking(),
         relax.transform.CallTIRRewrite(),

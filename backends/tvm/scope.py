@@ -14,7 +14,7 @@ import torch
 
 from backends.tvm.dtypes import SCALARS, Refused, cast, literal, name_of, prim, wide
 from backends.tvm.scalars import Functions
-from ir import Arg, Dim, Graph, ScalarType, TensorType, Value, symbol, symbols_of
+from ir import Arg, Dim, Graph, Node, ScalarType, TensorType, Value, symbol, symbols_of
 
 Build: TypeAlias = Callable[..., Any]
 Emitter: TypeAlias = Callable[..., Any]
@@ -107,6 +107,7 @@ class Scope:
         self.symbols = dict(symbols)
         self.values: dict[Value, Tensor | Dim] = {}
         self.extra: dict[str, Tensor] = {}
+        self.ahead: dict[Node, Sequence[Tensor]] = {}  # computed with an earlier node
         self._made: dict[object, Any] = {}
 
     @property
