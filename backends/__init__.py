@@ -16,9 +16,10 @@ from backends.base import (
 from backends.onnxruntime_engine import OnnxRuntime
 from backends.openvino_engine import OpenVino
 from backends.reference import Reference
+from backends.tvm.backend import Tvm
 from ir.errors import UsageError, nearest
 
-BACKENDS: tuple[Backend, ...] = (OpenVino(), OnnxRuntime(), Reference())
+BACKENDS: tuple[Backend, ...] = (OpenVino(), OnnxRuntime(), Tvm(), Reference())
 """All of them, the fastest kind first. Each imports its engine when it is first used."""
 
 __all__ = [
