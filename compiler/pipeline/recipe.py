@@ -21,7 +21,7 @@ CLEAN = (
 """What every recipe begins with: the same model, spelled in one way. Exact up to the order of sums."""
 
 _TIDY = "merge-common-nodes, drop-dead-nodes, mark-fusion"
-_HALF = f"{CLEAN}, cast-compute{{dtype=f16}}"
+_HALF = f"{CLEAN}, cast-compute{{dtype=f16}}, merge-common-nodes"  # merged: what reads one activation shares its scale
 
 PRESETS: Mapping[str, str] = {
     "fp32": f"{CLEAN}, mark-fusion",
