@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from compiler.cost.targets import Target
 from compiler.pipeline.pipeline import Pipeline
 from ir.errors import UsageError, nearest
 from passes import PASSES, parse_passes
@@ -28,6 +29,9 @@ PRESETS: Mapping[str, str] = {
 }
 AUTO = ("fp32", "bf16", "int8", "int8-attention")
 """What ``auto`` tries, each measured on its own; the fastest within the loss bound stays."""
+
+GPU_AUTO = ("fp32",)
+"""What ``auto`` tries for a GPU."""
 
 _VERSION = 1
 _MAX_BYTES = 1 << 16
@@ -65,6 +69,21 @@ class Recipe:
         """YAML that reads back as this recipe."""
         only = next(iter(self.passes.values())) if len(self.passes) == 1 else "auto"
         return yaml.safe_dump({"version": _VERSION, **self.settings, "passes": only}, sort_keys=False, width=1000)
+
+
+def variants_for(made: Recipe, target: Target) -> Mapping[str, str]:
+    """The passes of each variant that is worth trying on a target; all of them, unless the recipe is ``auto``."""
+    if made.name != "auto":
+        return made.passes
+    if target.kind != "cpu":
+        return {name: PRESETS[name] for name in GPU_AUTO}
+    # without instructions for it, bf16 is no faster
+    return {name: text for name, text in made.passes.items() if name != "bf16" or "bf16" in target.peak}
+
+
+def pipelines_for(made: Recipe, target: Target) -> dict[str, Pipeline]:
+    """A checked pipeline per variant that is worth trying on a target."""
+    return {name: Pipeline(*parse_passes(text, PASSES)) for name, text in variants_for(made, target).items()}
 
 
 def recipe(reference: str) -> Recipe:
