@@ -13,6 +13,8 @@ from passes.merge_common_nodes import MergeCommonNodes
 from passes.options import parse_passes, show_pass
 from passes.quantize import Quantize
 from passes.quantize_attention import QuantizeAttention
+from passes.quantize_floats import QuantizeFloats
+from passes.quantize_weights import QuantizeWeights
 from passes.remove_no_ops import RemoveNoOps
 from passes.simplify_masks import SimplifyMasks
 
@@ -29,11 +31,14 @@ PASSES: tuple[type[Pass], ...] = (
     CastCompute,
     Quantize,
     QuantizeAttention,
+    QuantizeWeights,
+    QuantizeFloats,
     MarkFusion,
 )
 
 __all__ = [
     "PASSES", "CanonicalizeScalars", "CanonicalizeViews", "CastCompute", "DropDeadNodes", "FoldConstants",
     "MarkFusion", "MatchAttention", "MatchRmsNorm", "MergeCommonNodes", "Pass", "Quantize", "QuantizeAttention",
-    "Remark", "RemoveNoOps", "Samples", "SimplifyMasks", "Tolerance", "parse_passes", "remark", "show_pass",
+    "QuantizeFloats", "QuantizeWeights", "Remark", "RemoveNoOps", "Samples", "SimplifyMasks", "Tolerance",
+    "parse_passes", "remark", "show_pass",
 ]  # fmt: skip
