@@ -20,11 +20,12 @@ CLEAN = (
 )
 """What every recipe begins with: the same model, spelled in one way. Exact up to the order of sums."""
 
+_MARK = "match-rows, mark-fusion"  # last: other passes see weights as such only outside of regions
 PRESETS: Mapping[str, str] = {
-    "fp32": f"{CLEAN}, mark-fusion",
-    "bf16": f"{CLEAN}, cast-compute, merge-common-nodes, drop-dead-nodes, mark-fusion",
-    "int8": f"{CLEAN}, quantize, merge-common-nodes, drop-dead-nodes, mark-fusion",
-    "int8-attention": f"{CLEAN}, quantize, quantize-attention, merge-common-nodes, drop-dead-nodes, mark-fusion",
+    "fp32": f"{CLEAN}, {_MARK}",
+    "bf16": f"{CLEAN}, cast-compute, merge-common-nodes, drop-dead-nodes, {_MARK}",
+    "int8": f"{CLEAN}, quantize, merge-common-nodes, drop-dead-nodes, {_MARK}",
+    "int8-attention": f"{CLEAN}, quantize, quantize-attention, merge-common-nodes, drop-dead-nodes, {_MARK}",
 }
 AUTO = ("fp32", "bf16", "int8", "int8-attention")
 """What ``auto`` tries, each measured on its own; the fastest within the loss bound stays."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from backends import BACKENDS, backend
-from backends.base import WEIGHTS_FILE, Backend, Engine, Unsupported
+from backends.base import WEIGHTS_FILE, Backend, Engine, FlowProof, Unsupported
+from backends.rows import prepared
 from compiler.events import Phases
 from compiler.select.measure import Timing, interleave, torch_threads
 from compiler.select.reference import Loss, Reference
@@ -118,7 +120,9 @@ class Race:
         self._phases.note("engines", f"{made.name}: {made.why.splitlines()[0] if made.why else _built(made)}")
 
     def _try(self, made: Candidate, graph: Graph, with_: Backend, folder: Path) -> Candidate:
-        refused = with_.unsupported(graph)
+        ready = prepared(graph, with_)
+        graph = ready.graph
+        refused = [*ready.refused] or with_.unsupported(graph)
         if refused:
             raise UnsupportedError(_listing(refused))
         start = time.perf_counter()
@@ -126,7 +130,7 @@ class Race:
         weight_files.save(graph.weights, folder / WEIGHTS_FILE)
         with_.build(graph, folder)
         engine = with_.load(folder, self._threads)
-        made = replace(made, build_seconds=time.perf_counter() - start, facts=dict(engine.facts()))
+        made = replace(made, build_seconds=time.perf_counter() - start, facts=_facts(engine, ready.flow))
         with torch_threads(self._threads):
             made = replace(made, loss=self._reference.judge(engine))
             assert made.loss is not None
@@ -173,6 +177,11 @@ class Race:
         """Move the files of the winner into the artifact."""
         for file in self._folders[winner.name].iterdir():
             os.replace(file, folder / file.name)
+
+
+def _facts(engine: Engine, flow: Sequence[FlowProof]) -> dict[str, int | str]:
+    """What the engine says of itself, and how many ``rows`` became what."""
+    return dict(engine.facts()) | Counter(f"rows_{proof.lowering}" for proof in flow)
 
 
 def _listing(refused: Sequence[Unsupported], most: int = 20) -> str:
