@@ -139,6 +139,8 @@ class Backend(ABC):
     name: ClassVar[str]
     install: ClassVar[str]
     """The one command that brings a missing one."""
+    rows: ClassVar[str] = "masked"
+    """How ``rows`` is written out for it (``ir.rows.MODES``): compacted where sizes may depend on the data."""
 
     @abstractmethod
     def version(self) -> str | None:

@@ -21,11 +21,12 @@ CLEAN = (
 )
 """What every recipe begins with: the same model, spelled in one way. Exact up to the order of sums."""
 
-_TIDY = "merge-common-nodes, drop-dead-nodes, mark-fusion"
+_MARK = "match-rows, mark-fusion"  # last: other passes see weights as such only outside of regions
+_TIDY = f"merge-common-nodes, drop-dead-nodes, {_MARK}"
 _HALF = f"{CLEAN}, cast-compute{{dtype=f16}}"
 
 PRESETS: Mapping[str, str] = {
-    "fp32": f"{CLEAN}, mark-fusion",
+    "fp32": f"{CLEAN}, {_MARK}",
     "bf16": f"{CLEAN}, cast-compute, {_TIDY}",
     "int8": f"{CLEAN}, quantize, {_TIDY}",
     "int8-attention": f"{CLEAN}, quantize, quantize-attention, {_TIDY}",
@@ -56,9 +57,6 @@ def gpu_auto(formats: Iterable[str]) -> tuple[str, ...]:
     has = frozenset(formats)
     return tuple(name for name, needs in _GPU_AUTO if needs in has)
 
-
-GPU_AUTO = ("fp32",)
-"""What ``auto`` tries for a GPU."""
 
 _VERSION = 1
 _MAX_BYTES = 1 << 16
@@ -103,7 +101,7 @@ def variants_for(made: Recipe, target: Target) -> Mapping[str, str]:
     if made.name != "auto":
         return made.passes
     if target.kind != "cpu":
-        return {name: PRESETS[name] for name in GPU_AUTO}
+        return {name: PRESETS[name] for name in gpu_auto(target.peak)}
     # without instructions for it, bf16 is no faster
     return {name: text for name, text in made.passes.items() if name != "bf16" or "bf16" in target.peak}
 

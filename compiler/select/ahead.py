@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from backends import WEIGHTS_FILE, Backend, BuildOptions, backend
+from backends.rows import Prepared, prepared
 from compiler.job import Job
 from compiler.select.compare import distance
 from compiler.select.race import Candidate, listing, with_built
@@ -56,11 +57,12 @@ def build_ahead(job: Job, with_: Backend, folder: Path, done: Builds) -> tuple[l
             made.append(replace(entry, why=f"predicted {times[0]:.3g} ms, {winner.variant} {times[1]:.3g} ms"))
             continue
         try:
-            refused = with_.unsupported(job.graphs[variant], device)
+            ready = prepared(job.graphs[variant], with_)
+            refused = [*ready.refused] or with_.unsupported(ready.graph, device)
             if refused:
                 raise UnsupportedError(listing(refused))
             entry = replace(entry, loss=_judge(job, variant))
-            winner = _build(job, entry, with_, folder, done, kit)
+            winner = _build(job, entry, ready, with_, folder, done, kit)
             made.append(winner)
         except PenstockError as error:
             faults.append(error)
@@ -92,17 +94,22 @@ def _judge(job: Job, variant: str) -> Loss:
 def _twin_loss(reference: Reference, graph: Graph) -> Loss:
     for name in _TWINS:
         twin = backend(name)
-        if twin.version() is None or twin.unsupported(graph):
+        if twin.version() is None:
+            continue
+        ready = prepared(graph, twin)
+        if ready.refused or twin.unsupported(ready.graph):
             continue
         with tempfile.TemporaryDirectory(prefix="penstock-twin-") as scratch:
             folder = Path(scratch)
-            weight_files.save(graph.weights, folder / WEIGHTS_FILE)
-            twin.build(graph, folder)
+            weight_files.save(ready.graph.weights, folder / WEIGHTS_FILE)
+            twin.build(ready.graph, folder)
             return reference.judge(twin.load(folder))
     raise MissingError("no CPU engine can check this graph")  # the reference takes every graph
 
 
-def _build(job: Job, entry: Candidate, with_: Backend, folder: Path, done: Builds, kit: bool) -> Candidate:
+def _build(
+    job: Job, entry: Candidate, ready: Prepared, with_: Backend, folder: Path, done: Builds, kit: bool
+) -> Candidate:
     device = job.target.device
     key = (with_.name, entry.variant, device.capability)
     if key in done and not kit:
@@ -111,7 +118,7 @@ def _build(job: Job, entry: Candidate, with_: Backend, folder: Path, done: Build
             shutil.copyfile(file, folder / file.name)
         shared = "shares the build of a target of equal capability"
         return replace(twin, predicted=entry.predicted, loss=entry.loss, remarks=(*twin.remarks, shared))
-    graph = job.graphs[entry.variant]
+    graph = ready.graph
     try:
         start = time.perf_counter()
         weight_files.save(graph.weights, folder / WEIGHTS_FILE)
@@ -123,7 +130,8 @@ def _build(job: Job, entry: Candidate, with_: Backend, folder: Path, done: Build
         if built is None:
             raise MissingError(with_.why_not(device))
         made = with_built(entry, built, time.perf_counter() - start)
-        made = replace(made, verified=_verified(job, made, with_), state="kit" if kit else "built")
+        made = replace(made, flow=(*ready.flow, *made.flow), state="kit" if kit else "built")
+        made = replace(made, verified=_verified(job, graph, with_))
     except BaseException:
         for file in folder.iterdir():
             file.unlink()
@@ -133,11 +141,10 @@ def _build(job: Job, entry: Candidate, with_: Backend, folder: Path, done: Build
     return made
 
 
-def _verified(job: Job, made: Candidate, with_: Backend) -> str:
+def _verified(job: Job, graph: Graph, with_: Backend) -> str:
     """How the numbers were checked; a simulation that disagrees with the graph is an error of the emission."""
     assert job.reference is not None
     told = "twin on the CPU"
-    graph = job.graphs[made.variant]
     simulated = with_.simulated(graph, job.target.device)
     if simulated is None:
         return told

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from backends import BACKENDS, backend
 from backends.base import CPU, DEFAULT, WEIGHTS_FILE, Backend, BuildOptions, Built, Engine, FlowProof, Unsupported
+from backends.rows import prepared
 from compiler.events import Phases
 from compiler.job import Job
 from compiler.select.measure import Timing, interleave, torch_threads
@@ -132,7 +134,9 @@ class Race:
         self._phases.note("engines", f"{made.name}: {made.why.splitlines()[0] if made.why else _built(made)}")
 
     def _try(self, made: Candidate, graph: Graph, with_: Backend, folder: Path) -> Candidate:
-        refused = with_.unsupported(graph)
+        ready = prepared(graph, with_)
+        graph = ready.graph
+        refused = [*ready.refused] or with_.unsupported(graph)
         if refused:
             raise UnsupportedError(listing(refused))
         start = time.perf_counter()
@@ -141,7 +145,7 @@ class Race:
         built = with_.build(graph, folder, self._options)
         engine = with_.load(folder, self._threads)
         made = replace(with_built(made, built, time.perf_counter() - start), verified="run on this machine")
-        made = replace(made, facts={**made.facts, **engine.facts()})
+        made = replace(made, facts={**made.facts, **_facts(engine, ready.flow)}, flow=(*ready.flow, *built.flow))
         with torch_threads(self._threads):
             made = replace(made, loss=self._reference.judge(engine))
             assert made.loss is not None
@@ -188,6 +192,11 @@ class Race:
         """Move the files of the winner into the artifact."""
         for file in self._folders[winner.name].iterdir():
             os.replace(file, folder / file.name)
+
+
+def _facts(engine: Engine, flow: Sequence[FlowProof]) -> dict[str, int | str]:
+    """What the engine says of itself, and how many ``rows`` became what."""
+    return dict(engine.facts()) | Counter(f"rows_{proof.lowering}" for proof in flow)
 
 
 def with_built(made: Candidate, built: Built, seconds: float) -> Candidate:
