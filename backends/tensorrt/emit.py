@@ -137,8 +137,9 @@ class _NetworkWriter(Writer):
         if isinstance(value, Value) and isinstance(value.type, TensorType):
             if why := type_fault(value.type.dtype, self._device, self._network.trt):
                 raise Refused(why)
-        # a layer of its own: one tensor may be several outputs, an input, or a constant
-        tensor = scope.layer(self._network.definition.add_identity(tensor))
+        if tensor.dtype != self._network.trt.DataType.UINT8 or tensor.is_network_input or tensor.is_network_output:
+            # a layer of its own: one tensor may be several outputs, an input, or a constant
+            tensor = scope.layer(self._network.definition.add_identity(tensor))
         tensor.name = final
         self._network.definition.mark_output(tensor)
         return final

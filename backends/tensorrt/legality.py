@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from backends.base import Device
+from backends.onnx_emit.pointwise import CONVERSIONS
 from backends.tensorrt.library import data_type
-from ir import Node, TensorType
+from ir import RETURN, Node, TensorType, Value
 
 ADDRESSED: Mapping[int, str] = {75: "SM75", 80: "SM80", 86: "SM86", 89: "SM89", 120: "SM120", 121: "SM121"}
 """Compute capabilities that TensorRT-RTX builds for without the GPU."""
@@ -48,9 +49,20 @@ def node_fault(node: Node, device: Device, trt: Any) -> str:
     for type_ in types:
         if why := type_fault(type_.dtype, device, trt):
             return why
+    if any(_stranded(v) for v in (*node.operands, *node.results)):
+        return "TensorRT has uint8 at the inputs and outputs of a model only; use int32 within"
     if device.capability == 75 and _is_product(node) and node.results[0].tensor.dtype == torch.float32:
         return f"{device.name} has no float32 products in TensorRT; build in float16"
     return ""
+
+
+def _stranded(value: Value) -> bool:
+    """Whether a value is bytes within the model: neither converted from an input nor given out as it is made."""
+    if not isinstance(value.type, TensorType) or value.type.dtype != torch.uint8:
+        return False
+    if value.producer is None:
+        return not all(user.op.name in CONVERSIONS for user in value.uses)
+    return value.producer.op.name not in CONVERSIONS or any(user.op is not RETURN for user in value.uses)
 
 
 def _is_product(node: Node) -> bool:
