@@ -18,7 +18,7 @@ from backends.onnx_emit.pointwise import Emitter
 from backends.onnx_emit.scope import MICROSOFT, Emission, Scope
 from backends.onnx_emit.table import EMITTERS, IGNORED
 from backends.payload import RENAMED
-from ir import COND, RETURN, WHILE, Arg, Block, Graph, Node, TensorType, Value
+from ir import COND, WHILE, Arg, Block, Graph, Node, TensorType, Value
 from ir.errors import UnsupportedError
 from ir.weights import layout
 
@@ -154,15 +154,19 @@ class Writer:
 
     def block(self, scope: Scope, block: Block) -> list[str]:
         """Emit the nodes of a block; names of what it returns."""
-        for node in block:
-            if node.op is RETURN:
-                return [self._returned(scope, a) for a in node.args]
+        *inner, last = block
+        self.nodes(scope, inner)
+        return [self.returned(scope, a) for a in last.args]
+
+    def nodes(self, scope: Scope, nodes: Iterable[Node]) -> None:
+        """Emit nodes one after the other."""
+        for node in nodes:
             names = self._node(scope, node)
             for value, name in zip(node.results, names, strict=True):
                 scope[value] = name
-        raise AssertionError("verified blocks end with return")
 
-    def _returned(self, scope: Scope, arg: Arg) -> str:
+    def returned(self, scope: Scope, arg: Arg) -> str:
+        """Name of what a block returns."""
         if isinstance(arg, Value):
             return scope[arg]
         if isinstance(arg, (bool, int, float)):

@@ -16,7 +16,7 @@ from backends.tensorrt.flow import region
 from backends.tensorrt.kinds import KINDS
 from backends.tensorrt.legality import node_fault, type_fault
 from backends.tensorrt.library import data_type, library, session
-from backends.tensorrt.network import Network, NetworkScope
+from backends.tensorrt.network import NOTHING, Network, NetworkScope
 from backends.tensorrt.operators import OPERATORS
 from ir import Arg, Graph, Node, TensorType, Value
 from ir.errors import UnsupportedError
@@ -70,7 +70,8 @@ def emit_all(graph: Graph, device: Device, package: str | None = None) -> tuple[
         graph, "tensorrt", {}, "", trt=trt, definition=definition, log=log, kinds=KINDS
     )
     writer = _NetworkWriter(network, device)
-    return writer.emitted(), writer.faults
+    emitted = writer.emitted()
+    return emitted, [fault for fault in writer.faults if not fault.reason.startswith(NOTHING)]
 
 
 class _NetworkWriter(Writer):
@@ -87,7 +88,7 @@ class _NetworkWriter(Writer):
 
     def region(self, scope: Scope, node: Node) -> list[str]:
         assert isinstance(scope, NetworkScope)
-        return region(scope, node, self.block)
+        return region(scope, node, self)
 
     def emitted(self) -> Emitted:
         scope = NetworkScope(self._network)

@@ -23,6 +23,8 @@ from ir.weights import raw_bytes
 
 Kind = Callable[..., Any]
 """``(scope, inputs by name, attributes)`` to one tensor or several."""
+NOTHING = "reads what could not be made:"
+"""Begins the reason of a fault that follows from an earlier one."""
 _OF_SHAPES = frozenset({"Shape", "Size"})
 _FOLDED = 4096  # elements of a constant that is computed while emitting
 
@@ -34,6 +36,7 @@ class Network(Emission):
     Attributes:
         constants: content of every constant tensor, by its name here.
         contents: the same by the name of the layer, which the simulation reads: the API does not give all back.
+        parts_of: what each vector of sizes was joined from.
         foldable: names of what is computed from constants and shapes only; read directly, as constants are.
         kept: memory that the network points to until it is built.
     """
@@ -45,6 +48,7 @@ class Network(Emission):
     constants: dict[str, torch.Tensor] = field(default_factory=dict)
     packed: dict[str, tuple[Any, tuple[int, ...]]] = field(default_factory=dict)
     contents: dict[str, tuple[torch.Tensor, Any]] = field(default_factory=dict)
+    parts_of: dict[str, tuple[str, ...]] = field(default_factory=dict)
     made: dict[str, Any] = field(default_factory=dict)
     entries: set[str] = field(default_factory=set)
     foldable: set[str] = field(default_factory=set)
@@ -82,7 +86,7 @@ class NetworkScope(Scope):
         if name in self.tensors:
             return self.tensors[name]
         if self.around is None:
-            raise Refused(f"nothing is named {name}")
+            raise Refused(f"{NOTHING} {name}")
         if name in self.network.foldable:
             return self.around.read(name, in_loop)
         if self.role == "loop":
@@ -145,6 +149,8 @@ class NetworkScope(Scope):
             for i, t in enumerate(tensors)
         )
         self._made[key] = names
+        if kind == "Concat":
+            self.network.parts_of[names[0]] = tuple(read)
         return names
 
     def is_constant(self, name: str) -> bool:
@@ -235,6 +241,10 @@ class NetworkScope(Scope):
         name, axis = self.emission.sources[dim.name]
         scope = self.root if name in self.network.entries else self
         return scope.op("Shape", name, start=axis, end=axis + 1)
+
+    def joined(self, name: str) -> tuple[str, ...]:
+        """What a vector was joined from, or itself."""
+        return self.network.parts_of.get(name, (name,))
 
     def permuted(self, name: str) -> tuple[str, tuple[int, ...] | None]:
         """What a name is a permutation of, and the order of dims; the name itself and ``None`` otherwise."""

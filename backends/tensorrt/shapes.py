@@ -84,27 +84,41 @@ def squeeze_kind(s: NetworkScope, names: Names, attributes: Attributes) -> Any:
 
 
 def expand(s: NetworkScope, names: Names, attributes: Attributes) -> Any:
-    """``Expand``: a slice with stride 0 along what is repeated; a wanted size of 1 keeps what is there."""
+    """``Expand``: a slice with stride 0 along what is repeated; a wanted size of 1 keeps what is there.
+
+    Sizes stay numbers or single shapes wherever they are known: TensorRT must see which sizes are equal.
+    """
     x = s.read(names[0])
     if s.is_constant(names[1]):
-        want = s.literal(names[1])
-        have = [1] * (len(want) - rank(x)) + list(x.shape)
-        want = [1] * (len(have) - len(want)) + want
-        x = unsqueeze(s, x, range(len(have) - rank(x)))
-        if all(h > 0 for h in have):
-            sizes = [max(h, w) if w else 0 for h, w in zip(have, want, strict=True)]
-            return cut(s, x, [0] * len(have), sizes, [int(h != 1) for h in have])
-        wanted = ints(s, *want)
+        want: list[Any] = list(s.literal(names[1]))
     else:
-        wanted = s.read(names[1])
-        x = unsqueeze(s, x, range(wanted.shape[0] - rank(x)))
-        missing = rank(x) - wanted.shape[0]
-        wanted = join(s, [ints(s, *[1] * missing), wanted]) if missing > 0 else wanted
-    have_ = shape(s, x)
-    one = ints(s, *[1] * rank(x))
-    sizes_ = select(s, ew(s, "EQUAL", wanted, one), have_, wanted)  # also right for a size of zero
-    strides = ew(s, "MIN", ew(s, "MAX", ew(s, "SUB", have_, one), ints(s, *[0] * rank(x))), one)
-    return cut(s, x, [0] * rank(x), sizes_, strides)
+        want = [s.literal(p)[0] if s.is_constant(p) else s.read(p) for p in s.joined(names[1])]
+        if len(want) != s.read(names[1]).shape[0]:
+            vector = s.read(names[1])
+            want = [pick(s, vector, [i]) for i in range(vector.shape[0])]
+    want = [1] * (rank(x) - len(want)) + want
+    x = unsqueeze(s, x, range(len(want) - rank(x)))
+    sizes: list[Any] = []
+    strides: list[Any] = []
+    whole: Any = None
+    for axis, (have, wanted) in enumerate(zip(x.shape, want, strict=True)):
+        if have == 1:
+            sizes.append(wanted)
+            strides.append(0)
+        elif have > 1:
+            sizes.append(have if not isinstance(wanted, int) or wanted else 0)
+            strides.append(1)
+        else:
+            whole = shape(s, x) if whole is None else whole
+            length = pick(s, whole, [axis])
+            if isinstance(wanted, int) and wanted == 1:
+                sizes.append(length)
+                strides.append(1)
+            else:
+                other = ints(s, wanted) if isinstance(wanted, int) else wanted
+                sizes.append(select(s, scalar(s, "EQUAL", length, 1), other, length))
+                strides.append(ew(s, "MIN", ew(s, "MAX", scalar(s, "SUB", length, 1), ints(s, 0)), ints(s, 1)))
+    return cut(s, x, [0] * rank(x), _vector(s, sizes), _vector(s, strides))
 
 
 def tile(s: NetworkScope, names: Names, attributes: Attributes) -> Any:
