@@ -18,6 +18,7 @@ from backends.tensorrt.legality import node_fault, type_fault
 from backends.tensorrt.library import data_type, library, session
 from backends.tensorrt.network import NOTHING, Network, NetworkScope
 from backends.tensorrt.operators import OPERATORS
+from backends.tensorrt.plan import Flow
 from ir import Arg, Graph, Node, TensorType, Value
 from ir.errors import UnsupportedError
 
@@ -175,3 +176,13 @@ def dims_text(dims: Mapping[str, Sequence[int]]) -> str:
     return ", ".join(f"{name} {low}..{high}" for name, (low, _, high) in dims.items())
 
 
+
+
+def flows_of(network: Network) -> tuple[list[Flow], int]:
+    """The conditionals and loops of a network, merged where several came from one node; and the products outside."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, key in network.flows.items():
+        found.setdefault(key, []).extend(p for p, within in network.products if name in within)
+    gates = {name for name, (_, lowering) in network.flows.items() if lowering == "if"}
+    outside = sum(not gates & set(within) for _, within in network.products)
+    return [Flow(node, lowering, tuple(products)) for (node, lowering), products in found.items()], outside

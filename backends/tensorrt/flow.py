@@ -48,10 +48,16 @@ def _truth(s: NetworkScope, name: str) -> Any:
     return tensor if not len(tensor.shape) else reshape(s, tensor, [])
 
 
-def _gate(s: NetworkScope, condition: Any) -> tuple[Any, NetworkScope, NetworkScope]:
+def _told(node: Node) -> str:
+    return f"{node.op.name} at {node.origin}" if str(node.origin) else node.op.name
+
+
+def _gate(s: NetworkScope, condition: Any, node: Node | None) -> tuple[Any, NetworkScope, NetworkScope]:
     """A conditional and the scopes of its sides."""
     gate = s.network.definition.add_if_conditional()
     gate.name = s.emission.fresh("if")
+    if node is not None:
+        s.network.flows[gate.name] = (_told(node), "if")
     gate.set_condition(condition)
     taken, other = (NetworkScope(s.network, s, "branch", gate) for _ in range(2))
     other.share_routes(taken)
@@ -61,7 +67,7 @@ def _gate(s: NetworkScope, condition: Any) -> tuple[Any, NetworkScope, NetworkSc
 def _conditional(s: NetworkScope, node: Node, writer: Writer) -> list[str]:
     predicate, operands = node.args
     given = _given(s, operands)
-    gate, *scopes = _gate(s, _truth(s, s.tensor(predicate, torch.bool)))
+    gate, *scopes = _gate(s, _truth(s, s.tensor(predicate, torch.bool)), node)
     sides = []
     for inner, block in zip(scopes, node.regions, strict=True):
         bind(inner, block, given)
@@ -80,19 +86,19 @@ def _chain(s: NetworkScope, node: Node, writer: Writer, guard: str) -> list[str]
     sides = []
     for block, condition in zip(node.regions, (taken, s.op("Not", taken)), strict=True):
         bind(s, block, given)
-        sides.append(_stretches(s, block, writer, s.op("And", guard, condition) if guard else condition))
-    gate, first, second = _gate(s, s.read(taken))
+        sides.append(_stretches(s, node, block, writer, s.op("And", guard, condition) if guard else condition))
+    gate, first, second = _gate(s, s.read(taken), None)
     pairs = zip(*sides, strict=True)
     return [s.bind(s.layer(gate.add_output(first.read(a), second.read(b))), "If") for a, b in pairs]
 
 
-def _stretches(s: NetworkScope, block: Block, writer: Writer, guard: str) -> list[str]:
+def _stretches(s: NetworkScope, cond: Node, block: Block, writer: Writer, guard: str) -> list[str]:
     """A block under a guard: plain nodes together in one If, nested conditionals as chains of their own."""
     plain: list[Node] = []
     for node in block:
         if node.op is COND or node.op is RETURN:
             if plain:
-                _stretch(s, plain, writer, guard)
+                _stretch(s, cond, plain, writer, guard)
                 plain = []
             if node.op is COND:
                 for value, name in zip(node.results, _chain(s, node, writer, guard), strict=True):
@@ -102,8 +108,8 @@ def _stretches(s: NetworkScope, block: Block, writer: Writer, guard: str) -> lis
     return [writer.returned(s, a) for a in block.returned.args]
 
 
-def _stretch(s: NetworkScope, nodes: Sequence[Node], writer: Writer, guard: str) -> None:
-    gate, work, idle = _gate(s, s.read(guard))
+def _stretch(s: NetworkScope, cond: Node, nodes: Sequence[Node], writer: Writer, guard: str) -> None:
+    gate, work, idle = _gate(s, s.read(guard), cond)
     writer.nodes(work, nodes)
     own = set(nodes)
     for node in nodes:
@@ -137,7 +143,8 @@ def _loop(s: NetworkScope, node: Node, writer: Writer) -> list[str]:
     start = _truth(s, writer.block(s, test)[0])
     turns = s.network.definition.add_loop()
     turns.name = s.emission.fresh("loop")
-    inner = NetworkScope(s.network, s, "loop")
+    s.network.flows[turns.name] = (_told(node), "loop")
+    inner = NetworkScope(s.network, s, "loop", turns)
     memory = {i: turns.add_recurrence(s.read(name)) for i, name in enumerate(carried) if i not in kept}
     going = turns.add_recurrence(start)
     turns.add_trip_limit(going.get_output(0), s.trt.TripLimit.WHILE)

@@ -128,9 +128,16 @@ def reduce(s: NetworkScope, kind: str, x: Any, axes: Sequence[int], keep: bool) 
 def matmul(s: NetworkScope, a: Any, b: Any, turn_b: bool = False) -> Any:
     """``a @ b`` of equal batch ranks; ``turn_b`` reads ``b`` transposed."""
     kinds = s.trt.MatrixOperation
-    return s.layer(
-        s.network.definition.add_matrix_multiply(a, kinds.NONE, b, kinds.TRANSPOSE if turn_b else kinds.NONE)
-    )
+    layer = s.network.definition.add_matrix_multiply(a, kinds.NONE, b, kinds.TRANSPOSE if turn_b else kinds.NONE)
+    return heavy(s, layer, "matmul")
+
+
+def heavy(s: NetworkScope, layer: Any, word: str) -> Any:
+    """The output of a layer that costs, under a name by which it is found in the built plan."""
+    if layer is not None:
+        layer.name = s.emission.fresh(word)
+        s.network.products.append((layer.name, s.within))
+    return s.layer(layer)
 
 
 def shape(s: NetworkScope, x: Any) -> Any:

@@ -38,6 +38,8 @@ class Network(Emission):
         contents: the same by the name of the layer, which the simulation reads: the API does not give all back.
         parts_of: what each vector of sizes was joined from.
         foldable: names of what is computed from constants and shapes only; read directly, as constants are.
+        products: name of each layer with a product, and the conditionals and loops around it.
+        flows: for each conditional and loop by its name: what it was in the graph, and what it became.
         kept: memory that the network points to until it is built.
     """
 
@@ -53,6 +55,8 @@ class Network(Emission):
     entries: set[str] = field(default_factory=set)
     foldable: set[str] = field(default_factory=set)
     kept: list[Any] = field(default_factory=list)
+    products: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
+    flows: dict[str, tuple[str, str]] = field(default_factory=dict)
 
 
 class NetworkScope(Scope):
@@ -64,6 +68,7 @@ class NetworkScope(Scope):
         self.around = outer
         self.role = role
         self.gate = gate
+        self.within: tuple[str, ...] = (*(outer.within if outer else ()), *((gate.name,) if role else ()))
         self.tensors: dict[str, Any] = {}
         self._routed: dict[str, Any] = {}
 
@@ -75,7 +80,7 @@ class NetworkScope(Scope):
     @property
     def in_flow(self) -> bool:
         """Whether this lies within a conditional or a loop."""
-        return bool(self.role) or (self.around is not None and self.around.in_flow)
+        return bool(self.within)
 
     # --- tensors by name -----------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from backends.tensorrt.layers import (
     cast,
     constant,
     ew,
+    heavy,
     ints,
     join,
     matmul,
@@ -72,7 +73,7 @@ def einsum(s: NetworkScope, names: Names, attributes: Attributes) -> Any:
     if any(len(set(term)) < len(term) for term in spelled):
         raise Refused("an einsum that takes a diagonal")
     equation = ",".join(spelled) + "->" + result
-    return s.layer(s.network.definition.add_einsum(tensors, equation))
+    return heavy(s, s.network.definition.add_einsum(tensors, equation), "einsum")
 
 
 def _planar(s: NetworkScope, x: Any, run: Callable[[Any], Any]) -> Any:
@@ -108,7 +109,7 @@ def convolution(turned: bool) -> Kind:
             layer.pre_padding = tuple(no + pads[:half])
             layer.post_padding = tuple(p - e for p, e in zip(no + pads[half:], extra, strict=True))
             layer.num_groups = groups
-            return s.layer(layer)
+            return heavy(s, layer, "convolution")
 
         if turned and any(e > p for p, e in zip(no + pads[half:], extra, strict=True)):
             raise Refused("a transposed convolution with more output padding than padding")
