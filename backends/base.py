@@ -138,6 +138,8 @@ class Backend(ABC):
     name: ClassVar[str]
     install: ClassVar[str]
     """The one command that brings a missing one."""
+    patient: ClassVar[bool] = False
+    """Builds for half a minute and more: it takes part in ``--engine auto`` only where it is asked to."""
 
     @abstractmethod
     def version(self) -> str | None:

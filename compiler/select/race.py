@@ -74,7 +74,7 @@ def chosen_backends(name: str) -> list[Backend]:
         if found.version() is None:
             raise MissingError(f"engine {name!r} is not installed", hint=found.install)
         return [found]
-    usable = [b for b in BACKENDS if b.name != "reference" and b.version() is not None]
+    usable = [b for b in BACKENDS if b.name != "reference" and not b.patient and b.version() is not None]
     if not usable:
         raise MissingError("no engine is installed", hint=" or ".join(b.install for b in BACKENDS if b.install))
     return usable
