@@ -72,7 +72,9 @@ def _build(
             regions = []
             for index, region in enumerate(node.regions):
                 attribute = f"region_{len(list(root.named_children()))}"
-                root.add_module(attribute, _build(torch.nn.Module(), region, {}, forms, node.op is WHILE and index == 0))
+                root.add_module(
+                    attribute, _build(torch.nn.Module(), region, {}, forms, node.op is WHILE and index == 0)
+                )
                 regions.append(made.get_attr(attribute))
             groups = [tuple(a) if isinstance(a, list) else a for a in args]
             if node.op is COND:

@@ -19,12 +19,22 @@ from pathlib import Path
 import torch
 
 from backends.base import (
-    CPU, DEFAULT, WEIGHTS_FILE, Backend, BuildOptions, Built, Device, Engine, FlowProof, Unsupported,
+    CPU,
+    DEFAULT,
+    WEIGHTS_FILE,
+    Backend,
+    BuildOptions,
+    Built,
+    Device,
+    Engine,
+    FlowProof,
+    Unsupported,
 )  # fmt: skip
 from backends.child import run_child
 from backends.inductor import toolchain, wrapper
+from backends.inductor.forms import row_sums
 from backends.inductor.package import described
-from backends.inductor.prepare import refused
+from backends.inductor.prepare import SUMS, refused
 from backends.widen import is_narrow
 from ir import Graph, show
 from ir.errors import MissingError, PenstockError, ResourceError, UnsupportedError, UntrustedError
@@ -75,6 +85,7 @@ class Inductor(Backend):
             raise MissingError("AOTInductor needs a C++ compiler to build, and none is here", hint="apt install g++")
         kind = options.device.kind
         narrow = any(map(is_narrow, graph.walk()))
+        freeze = kind == "cpu" and narrow and toolchain.multiplies_bf16()
         with _workplace() as place:
             try:
                 (place / "graph.ir").write_text(show(graph), encoding="utf-8")
@@ -85,7 +96,7 @@ class Inductor(Backend):
                 "folder": str(folder.resolve()),
                 "package": str(_package(folder.resolve(), options.stem)),
                 "kind": kind,
-                "freeze": kind == "cpu" and narrow and toolchain.multiplies_bf16(),
+                "freeze": freeze,
             }
             answer = run_child(
                 "backends.inductor.child", request, timeout=options.timeout, memory=options.memory,
@@ -94,8 +105,10 @@ class Inductor(Backend):
         requires = {"torch": self.version() or ""}
         if answer["flags"]:
             requires["cpu"] = " ".join(answer["flags"])
-        flow = tuple(FlowProof(*proof[:4], lazy=proof[4]) for proof in answer["flow"])
-        return Built(_remarks(graph, kind, narrow, request["freeze"]), answer["facts"], flow, requires)
+        flow = tuple(
+            FlowProof(node, how, evidence, detail, lazy=lazy) for node, how, evidence, detail, lazy in answer["flow"]
+        )
+        return Built(_remarks(graph, kind, narrow, freeze), answer["facts"], flow, requires)
 
     def load(self, folder: Path, threads: int | None = None, stem: str = "engine") -> Engine:
         """Load the library, which is native code: only from an artifact whose bytes were checked.
@@ -140,7 +153,11 @@ class _Library(Engine):
         if not names:
             return {}
         mapped = load_weights(weights)
-        return {constant: mapped[name].to(self._device) for constant, name in names.items()}
+
+        def tensor(name: str) -> torch.Tensor:
+            return row_sums(mapped[name.removeprefix(SUMS)]) if name.startswith(SUMS) else mapped[name]
+
+        return {constant: tensor(name).to(self._device) for constant, name in names.items()}
 
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         given = [inputs[name].detach().to(self._device).contiguous() for name in self._said.inputs]

@@ -32,7 +32,7 @@ def build(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     progress("read", 0.0)
     folder = Path(request["folder"])
     graph = parse(Path(request["ir"]).read_text("utf-8"), load(folder / WEIGHTS_FILE))
-    made = prepared(graph, narrow=request["freeze"] or request["kind"] == "cuda")
+    made = prepared(graph, request["kind"], narrow=request["freeze"] or request["kind"] == "cuda")
     progress("export", 0.05)
     try:
         program = to_exported(made, forms=forms(request["kind"]))
@@ -47,9 +47,7 @@ def build(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     progress("done", 1.0)
     return {
         "facts": wrapper.facts(body),
-        "flow": [
-            [p.node, p.lowering, p.evidence, p.detail, p.lazy] for p in wrapper.flow(made, body)
-        ],
+        "flow": [[p.node, p.lowering, p.evidence, p.detail, p.lazy] for p in wrapper.flow(made, body)],
         "flags": list(flags),
     }
 

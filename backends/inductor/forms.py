@@ -1,4 +1,8 @@
-"""Our own operators in torch's: traced through, so that inductor fuses them and the library calls nothing of ours."""
+"""Our own operators in torch's: traced through, so that inductor fuses them and the library calls nothing of ours.
+
+Integer products want signed activations: uint8 ``q`` goes in as ``q - 128``, and the sum of each row of the weights
+makes up for it. Those sums are constants; ``prepare`` hands them in as ``row_sums``.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,10 @@ from torch import Tensor
 from ir import own_ops
 
 _DOMAIN = "penstock."
+
+
+SHIFTED = frozenset({"penstock.int8_linear_static.default", "penstock.int8_linear_dynamic.default"})
+"""Operators whose form takes ``row_sums``, on the CPU."""
 
 
 def has_form(name: str) -> bool:
@@ -40,16 +48,24 @@ def forms(kind: str) -> Mapping[str, Callable[..., Any]]:
 
 
 def int8_linear_static(
-    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, x_scale: Tensor, x_zero: int
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    x_scale: Tensor,
+    x_zero: int,
+    row_sums: Tensor | None = None,
 ) -> Tensor:
     """``ir.own_ops.int8_linear_static`` by an integer product; equal up to the rounding of sums beyond 2**24."""
     shifted = (torch.round(x.float() / x_scale) + x_zero).clamp(0, 255) - 128
-    total = _product(shifted, weight) + (128 - x_zero) * _row_sums(weight)
+    total = _product(shifted, weight) + (128 - x_zero) * _sums(weight, row_sums)
     y = total.float() * scale
     return (y if bias is None else y + bias).to(x.dtype)
 
 
-def int8_linear_dynamic(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+def int8_linear_dynamic(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, row_sums: Tensor | None = None
+) -> Tensor:
     """``ir.own_ops.int8_linear_dynamic`` by an integer product."""
     low = x.amin().float().clamp_max(0.0)
     high = x.amax().float().clamp_min(0.0)
@@ -57,7 +73,7 @@ def int8_linear_dynamic(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor |
     step = torch.where(step == 0, torch.ones_like(step), step)
     zero = torch.round(-low / step).clamp(0, 255)
     shifted = (torch.round(x.float() / step) + zero).clamp(0, 255) - 128
-    total = _product(shifted, weight) + (128 - zero).to(torch.int32) * _row_sums(weight)
+    total = _product(shifted, weight) + (128 - zero).to(torch.int32) * _sums(weight, row_sums)
     y = total.float() * (step * scale)
     return (y if bias is None else y + bias).to(x.dtype)
 
@@ -68,6 +84,10 @@ def _product(x: Tensor, weight: Tensor) -> Tensor:
     return torch._int_mm(rows, weight.t()).reshape(*x.shape[:-1], weight.shape[0])
 
 
-def _row_sums(weight: Tensor) -> Tensor:
-    """int32 ``[N]``: what a shift of the activations by one adds to each output."""
+def _sums(weight: Tensor, known: Tensor | None) -> Tensor:
+    return row_sums(weight) if known is None else known
+
+
+def row_sums(weight: Tensor) -> Tensor:
+    """int32 ``[N]`` of int8 ``[N, K]``: what a shift of the activations by one adds to each output."""
     return weight.sum(-1, dtype=torch.int32)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from backends.base import Unsupported
-from backends.inductor.forms import has_form
+from backends.inductor.forms import SHIFTED, has_form, row_sums
 from backends.widen import widened
 from ir import Arg, Graph, Node, ScalarType, TensorType, Value, op, symbols_of
 from ir.copy import copy_graph
@@ -84,18 +84,24 @@ def _predicate_fault(arg: Arg) -> str:
 
 
 def _scalar_fault(value: Value) -> str:
-    if isinstance(value.type, ScalarType) and value.type.kind != "int":
-        if value.producer is None or value.producer.op.name not in _ITEMS:
-            return _predicate_fault(value) if value.type.kind == "bool" else "a float number that is no tensor"
-    return ""
+    if not isinstance(value.type, ScalarType) or value.type.kind == "int":
+        return ""
+    if value.producer is not None and value.producer.op.name in _ITEMS:
+        return ""
+    return _predicate_fault(value) if value.type.kind == "bool" else "a float number that is no tensor"
 
 
-def prepared(graph: Graph, narrow: bool) -> Graph:
+SUMS = "row sums of "
+"""Before the name of an int8 weight: the name of its row sums, which are made of it when an engine is loaded."""
+
+
+def prepared(graph: Graph, kind: str, narrow: bool) -> Graph:
     """A copy in which all predicates and results are tensors.
 
     Args:
         graph: without anything ``refused``.
-        narrow: whether the machine multiplies bf16 and f16; widened otherwise.
+        kind: of the device.
+        narrow: whether the device multiplies bf16 and f16; widened otherwise.
     """
     made = copy_graph(graph if narrow else widened(graph))
     for node in list(made.walk()):
@@ -107,9 +113,23 @@ def prepared(graph: Graph, narrow: bool) -> Graph:
         elif node.op is WHILE:
             last = node.regions[0].returned
             _give(made, last, (_truth(made, last.args[0], last),))
+    if kind == "cpu":
+        _add_sums(made)
     last = made.body.returned
     _give(made, last, tuple(_tensor(made, a, last) for a in last.args))
     return made
+
+
+def _add_sums(graph: Graph) -> None:
+    sums: dict[str, Value] = {}
+    for node in graph:
+        if node.op.name in SHIFTED:
+            weight = node.args[1]
+            name = graph.param_of(weight) if isinstance(weight, Value) else None
+            if name is not None:
+                if name not in sums:
+                    sums[name] = graph.add_param(SUMS + name, row_sums(graph.weights[name]))
+                graph.set_arguments(node, node.args, {**node.kwargs, "row_sums": sums[name]})
 
 
 def _give(graph: Graph, node: Node, args: tuple[Arg, ...]) -> None:

@@ -73,4 +73,6 @@ def processor_flags() -> frozenset[str]:
     except OSError:
         return frozenset()
     named = (line.partition(":") for line in lines)
-    return next((frozenset(value.split()) for key, _, value in named if key.strip() in ("flags", "Features")), frozenset())
+    return next(
+        (frozenset(value.split()) for key, _, value in named if key.strip() in ("flags", "Features")), frozenset()
+    )

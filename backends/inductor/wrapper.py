@@ -6,6 +6,7 @@ loop ``while (1) {``; each call of a kernel or of a library is a statement of it
 
 from __future__ import annotations
 
+import math
 import re
 import zipfile
 from collections import Counter
@@ -30,14 +31,26 @@ _ATTENTIONS = frozenset({
     "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
     "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
 })  # fmt: skip
-_PRODUCTS = frozenset(
-    f"aten.{name}"
-    for name in (
-        "linear.default", "matmul.default", "mm.default", "bmm.default", "addmm.default", "baddbmm.default",
-        "einsum.default", "bilinear.default", "mv.default", "dot.default", "conv1d.default", "conv2d.default", "conv3d.default",
-        "conv2d.padding", "conv1d.padding", "convolution.default", "scaled_dot_product_attention.default",
-    )
-)  # fmt: skip
+_AT_MOST = {
+    **{
+        f"aten.{name}": 1.0
+        for name in (
+            "linear.default", "matmul.default", "mm.default", "bmm.default", "addmm.default", "baddbmm.default",
+            "mv.default", "dot.default", "outer.default", "conv1d.default", "conv2d.default", "conv3d.default",
+            "conv1d.padding", "conv2d.padding", "conv_transpose1d.default", "conv_transpose2d.input",
+            "convolution.default", "cosine_similarity.default",
+        )
+    },
+    **{
+        f"aten.{name}": math.inf
+        for name in (
+            "einsum.default", "bilinear.default", "gru.input", "lstm.input", "rnn_tanh.input", "rnn_relu.input",
+        )
+    },
+    "aten.scaled_dot_product_attention.default": 2.0,
+    "penstock.int8_attention.default": 2.0,
+}  # fmt: skip
+"""Products that an operator becomes, at most."""
 
 
 @dataclass(slots=True)
@@ -135,32 +148,61 @@ def facts(body: Part) -> dict[str, int | str]:
 
 def flow(graph: Graph, body: Part) -> tuple[FlowProof, ...]:
     """For each branch and loop of the graph, whether its work stands inside that of the C++ and not outside."""
+    found: list[tuple[Node, list[Part]]] = []
     nodes = [node for node in graph.walk() if node.op in (COND, WHILE)]
-    parts = [part for part in body.walk() if part.kind in ("then", "loop")]
-    wanted = Counter("then" if node.op is COND else "loop" for node in nodes)
-    outside, allowed = _heavy(body.calls), _products(graph.body)
-    sound = wanted == Counter(part.kind for part in parts) and outside <= allowed
-    return tuple(_proof(node, sound, outside, allowed, body) for node in nodes)
-
-
-def _proof(node: Node, sound: bool, outside: int, allowed: int, body: Part) -> FlowProof:
-    name = "cond" if node.op is COND else "while"
-    place = f"{name}{' at ' + str(node.origin) if str(node.origin) else ''}"
-    lowering = "if" if node.op is COND else "loop"
-    if not sound:
-        return FlowProof(place, lowering, "none", "the generated C++ does not match the graph branch by branch")
-    within = sum(body.total().values()) - len(body.calls)
-    products = _heavy(list(body.total().elements())) - outside
-    detail = (
-        f"a C++ {'if' if node.op is COND else 'while'}: {within} calls, {products} of them products, stand inside of "
-        f"branches and loops; outside are {outside} products of the {allowed} that the graph has there"
+    if not _match([graph.body], body, found):
+        return tuple(
+            FlowProof(_place(n), _LOWERING[n.op.name], "none", "the C++ does not match the graph branch by branch")
+            for n in nodes
+        )
+    return tuple(
+        FlowProof(_place(node), _LOWERING[node.op.name], "structural", _detail(parts), lazy=True)
+        for node, parts in found
     )
-    return FlowProof(place, lowering, "structural", detail, lazy=True)
+
+
+def _match(blocks: Sequence[Block], part: Part, found: list[tuple[Node, list[Part]]]) -> bool:
+    """Whether a part of the C++ has the branches and loops of its blocks, and no more products than they have.
+
+    A product that was moved out of a branch would be one too many where it went.
+    """
+    nodes = [node for block in blocks for node in block if node.op in (COND, WHILE)]
+    groups = iter(part.inner)
+    if _heavy(part.calls) > sum(map(_products, blocks)):
+        return False
+    for node in nodes:
+        parts = [next(groups, Part("")) for _ in range(1 + (node.op is COND))]
+        if [p.kind for p in parts] != (["then", "else"] if node.op is COND else ["loop"]):
+            return False
+        found.append((node, parts))
+        pairs = zip([[r] for r in node.regions] if node.op is COND else [node.regions], parts, strict=True)
+        if not all(_match(regions, inner, found) for regions, inner in pairs):
+            return False
+    return next(groups, None) is None
+
+
+_LOWERING = {"cond": "if", "while": "loop"}
+
+
+def _place(node: Node) -> str:
+    return " at ".join(filter(None, (node.op.name, str(node.origin))))
+
+
+def _detail(parts: Sequence[Part]) -> str:
+    calls = [(sum(p.total().values()), _heavy(list(p.total().elements()))) for p in parts]
+    if len(parts) == 1:
+        return f"a C++ loop around {calls[0][0]} calls, {calls[0][1]} of them products"
+    (some, heavy), (others, weighty) = calls
+    return (
+        f"a C++ if: {some} calls, {heavy} of them products, when true, {others} calls, {weighty} of them products, "
+        "when false; none of them stands outside of it"
+    )
 
 
 def _heavy(calls: Sequence[str]) -> int:
     return sum(call in _MATMULS or call in _ATTENTIONS for call in calls)
 
 
-def _products(block: Block) -> int:
-    return sum(node.op.name in _PRODUCTS or node.op.name.startswith("penstock.") for node in block)
+def _products(block: Block) -> float:
+    """Products that the nodes of a block may become, at most; those of blocks within are not counted."""
+    return sum(_AT_MOST.get(node.op.name, 1 if node.op.name.startswith("penstock.") else 0) for node in block)
