@@ -12,7 +12,7 @@ from backends.inductor import toolchain, wrapper
 from backends.inductor.forms import forms
 from backends.inductor.package import describe
 from backends.inductor.prepare import prepared
-from ir import Graph, parse
+from ir import WHILE, Graph, parse
 from ir.errors import BuildError, IRError, MissingError, ResourceError
 from ir.reexport import param_attributes, to_exported
 from ir.weights import load
@@ -76,6 +76,10 @@ def _compile(graph: Graph, program: Any, request: dict[str, Any]) -> tuple[wrapp
             "cpp.vec_isa_ok": True,
             "freezing": request["freeze"],
         }
+        if any(node.op is WHILE for node in graph.walk()):
+            # a loop that never runs hands out its initial values, whose memory inductor takes to be free by then
+            # (torch 2.13): another result would be written over them
+            settings |= {"allow_buffer_reuse": False, "inplace_buffers": False}
         if request["kind"] == "cpu":
             settings["cpp.march"] = toolchain.architecture(words)
         try:

@@ -47,7 +47,7 @@ def _fault(node: Node) -> str:
         return _predicate_fault(node.regions[0].returned.args[0]) or _region_fault(node)
     if node.op is RETURN or node.op.name.startswith("sym."):
         return ""
-    if node.op.random:
+    if node.op.random and not _still(node):
         return "its random numbers would differ from torch's"
     domain = node.op.name.partition(".")[0]
     if domain == "penstock":
@@ -55,6 +55,13 @@ def _fault(node: Node) -> str:
     if domain not in _KNOWN:
         return "an operator of another package, which the compiled library could not call; write it with torch's own"
     return ""
+
+
+def _still(node: Node) -> bool:
+    """Whether an operator that may drop elements at random drops none."""
+    schema = getattr(node.op.target, "_schema", None)
+    named = {a.name: node.arg(i, a.name, a.default_value) for i, a in enumerate(schema.arguments)} if schema else {}
+    return any(named.get(name) == 0 for name in ("dropout_p", "dropout", "p", "train", "training") if name in named)
 
 
 def _region_fault(node: Node) -> str:
