@@ -78,7 +78,7 @@ def _compile(graph: Graph, program: Any, request: dict[str, Any]) -> tuple[wrapp
         }
         if any(node.op is WHILE for node in graph.walk()):
             # a loop that never runs hands out its initial values, whose memory inductor takes to be free by then
-            # (torch 2.13): another result would be written over them
+            # (torch 2.13; pytorch issue 146213): another result would be written over them
             settings |= {"allow_buffer_reuse": False, "inplace_buffers": False}
         if request["kind"] == "cpu":
             settings["cpp.march"] = toolchain.architecture(words)
