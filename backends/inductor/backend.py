@@ -132,6 +132,9 @@ class _Library(Engine):
                 f"{path.name} needs a processor with {', '.join(lacks)}, which this one lacks",
                 hint="compile the model on this machine",
             )
+        built, here = (version.partition("+")[0] for version in (self._said.torch, str(torch.__version__)))
+        if built != here:  # the library calls into torch, whose insides change from version to version
+            raise MissingError(f"{path.name} was built with torch {built}, here is {here}", hint="compile it again")
         self._device = torch.device(self._said.kind)
         if self._device.type == "cuda" and not torch.cuda.is_available():
             raise MissingError(f"{path.name} was built for CUDA, and torch finds no GPU here")

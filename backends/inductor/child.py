@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from torch.fx.experimental import _config
+
 from backends.base import WEIGHTS_FILE
 from backends.child import Progress, serve
 from backends.inductor import toolchain, wrapper
@@ -34,16 +36,18 @@ def build(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     graph = parse(Path(request["ir"]).read_text("utf-8"), load(folder / WEIGHTS_FILE))
     made = prepared(graph, request["kind"], narrow=request["freeze"] or request["kind"] == "cuda")
     progress("export", 0.05)
-    try:
-        program = to_exported(made, forms=forms(request["kind"]))
-    except IRError as error:
-        raise BuildError(error.what) from error
-    if request["kind"] == "cuda":
-        from torch.export.passes import move_to_device_pass
+    # left alone, torch takes every dynamic size to be two at least, and x[-2:] of one row to have two
+    with _config.patch(backed_size_oblivious=True):
+        try:
+            program = to_exported(made, forms=forms(request["kind"]))
+        except IRError as error:
+            raise BuildError(error.what) from error
+        if request["kind"] == "cuda":
+            from torch.export.passes import move_to_device_pass
 
-        program = move_to_device_pass(program, "cuda")
-    progress("compile", 0.2)
-    body, flags = _compile(made, program, request)
+            program = move_to_device_pass(program, "cuda")
+        progress("compile", 0.2)
+        body, flags = _compile(made, program, request)
     progress("done", 1.0)
     return {
         "facts": wrapper.facts(body),

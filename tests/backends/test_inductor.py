@@ -13,11 +13,11 @@ from backends.inductor import toolchain, wrapper
 from backends.inductor.package import describe, described
 from backends.inductor.prepare import prepared, refused
 from ir import Graph, interpret, parse, verify
-from ir.errors import BuildError, MissingError, PenstockError, ResourceError, UnsupportedError, UntrustedError
+from ir.errors import BuildError, MissingError, ResourceError, UnsupportedError, UntrustedError
 from ir.weights import save
 from tests.backends.cases import SIZES, Built, Call, engine_of
 from tests.backends.operators import FAMILIES, NOT_ON
-from tests.backends.test_flow import EXIT, LOOP, NESTED
+from tests.backends.test_flow import EXIT, NESTED
 from tests.backends.test_operators import _difference, _excused
 
 C = Call
@@ -143,7 +143,9 @@ def test_a_slow_or_broken_compiler_is_one_message(tmp_path: Path, monkeypatch: p
     with pytest.raises(ResourceError, match="within 1 s"):
         INDUCTOR.build(graph, tmp_path, BuildOptions(timeout=1.0))
     broken = tmp_path / "broken-g++"
-    broken.write_text('#!/bin/sh\ncase "$*" in *-o*) echo "x.cpp:1: error: it is broken" >&2; exit 1;; esac\nexec g++ "$@"\n')
+    broken.write_text(
+        '#!/bin/sh\ncase "$*" in *-o*) echo "x.cpp:1: error: it is broken" >&2; exit 1;; esac\nexec g++ "$@"\n'
+    )
     broken.chmod(0o755)
     monkeypatch.setenv("CXX", str(broken))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -162,7 +164,9 @@ INT8 = [
     C("penstock.int8_attention.default", "f32[n,2,m,8]", "$0", "$0", "bool[n,1,1,m]", 0.3, 0.02, 0.02, 0.02),
     C("penstock.quantize_rows.default", "f32[n,24]"),
 ]  # fmt: skip
-FEW = [call for calls in FAMILIES.values() for call in calls[3::16] if not _excused("inductor", call)]
+# one row is not two: torch would take it for granted that n is two at least
+LAST_ROWS = C("slice.Tensor", "f32[n,4]", 0, -2)
+FEW = [call for calls in FAMILIES.values() for call in calls[3::24] if not _excused("inductor", call)]
 
 
 def _faults(calls: list[Call], folder: Path) -> list[str]:
@@ -180,7 +184,7 @@ def _faults(calls: list[Call], folder: Path) -> list[str]:
 
 
 def test_some_operators_of_each_family_and_int8(tmp_path: Path) -> None:
-    assert not (faults := _faults([*FEW, *INT8], tmp_path)), "\n".join(faults)
+    assert not (faults := _faults([*FEW, *INT8, LAST_ROWS], tmp_path)), "\n".join(faults)
     # sums of rows are made of the weights when the engine is loaded, not stored
     with zipfile.ZipFile(tmp_path / "engine.pt2") as archive:
         assert max(i.file_size for i in archive.infolist() if i.filename.endswith(".so")) < 4_000_000
