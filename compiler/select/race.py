@@ -88,7 +88,8 @@ def chosen_backends(name: str) -> list[Backend]:
         if found.version() is None:
             raise MissingError(f"engine {name!r} is not installed", hint=found.install)
         return [found]
-    usable = [b for b in BACKENDS if b.name != "reference" and b.version() is not None and not b.why_not(CPU)]
+    usable = [b for b in BACKENDS if b.name != "reference" and not b.patient]
+    usable = [b for b in usable if b.version() is not None and not b.why_not(CPU)]
     if not usable:
         raise MissingError("no engine is installed", hint=" or ".join(b.install for b in BACKENDS if b.install))
     return usable
