@@ -14,7 +14,7 @@ def with_drops(steps: tuple[Step, ...], kept: Iterable[str], given: Iterable[str
     Args:
         steps: in order.
         kept: names that are read after the last step.
-        given: inputs of the model; they belong to the caller and need no dropping.
+        given: inputs of the model, weights and constants; others own them, they need no dropping.
     """
     made, _ = _walk(steps, frozenset(kept), frozenset(given))
     return made
@@ -70,7 +70,7 @@ def _walk(
 
 def _side(side: Side, after: frozenset[str], given: frozenset[str]) -> tuple[Side, frozenset[str]]:
     steps, before = _walk(side.steps, after | frozenset(side.results), given)
-    return replace(side, steps=steps), before
+    return replace(side, steps=steps, drop=_names(frozenset(side.results) - after - given)), before
 
 
 def _sides(side: Side) -> frozenset[str]:

@@ -10,13 +10,17 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite, prod
 from typing import Any, TypeAlias, TypeVar, Union
 
 from ir.errors import UntrustedError
+from ir.types import DTYPES
 
 SCHEMA = 1
 MAX_BYTES = 4 << 20
 MAX_SEGMENTS = 1024
+MAX_CONSTANT = 64
+"""Elements; a larger one is made by a segment."""
 _MAX_DEPTH = 60
 _NAME = re.compile(r"[A-Za-z0-9_]{1,300}")
 Literal_: TypeAlias = bool | int | float | None
@@ -35,10 +39,11 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """Steps, and the values that they end with."""
+    """Steps, and the values that they end with, some of which have no other reader."""
 
     steps: tuple[Step, ...]
     results: tuple[str, ...]
+    drop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +68,16 @@ class Loop:
     drop: tuple[str, ...] = ()
 
 
-Step: TypeAlias = Union[Run, Branch, Loop]
+Step: TypeAlias = Union["Run", "Branch", "Loop"]
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """A small tensor that is the same in every call: the zero a counter begins with."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    values: tuple[bool | int | float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +89,7 @@ class Schedule:
         inputs: input of the model -> name of the value.
         outputs: output of the model -> name of the value, or a literal.
         weights: value -> weight that it is, for those the host itself hands on.
+        constants: value -> what it always is.
         steps: in order.
     """
 
@@ -83,6 +98,7 @@ class Schedule:
     outputs: Mapping[str, str | Literal_]
     steps: tuple[Step, ...]
     weights: Mapping[str, str] = field(default_factory=dict)
+    constants: Mapping[str, Constant] = field(default_factory=dict)
 
     def text(self) -> str:
         """Content of ``STEM.schedule.json``."""
@@ -91,6 +107,7 @@ class Schedule:
             "segments": self.segments,
             "inputs": dict(self.inputs),
             "weights": dict(self.weights),
+            "constants": {name: [c.dtype, c.shape, c.values] for name, c in self.constants.items()},
             "steps": [_plain(s) for s in self.steps],
             "outputs": [[k, {"value": v} if isinstance(v, str) else {"literal": v}] for k, v in self.outputs.items()],
         }
@@ -109,7 +126,7 @@ def _plain(step: Step) -> dict[str, Any]:
 
 
 def _side(side: Side) -> dict[str, Any]:
-    return {"steps": [_plain(s) for s in side.steps], "results": side.results}
+    return {"steps": [_plain(s) for s in side.steps], "results": side.results, "drop": side.drop}
 
 
 def read_schedule(text: str) -> Schedule:
@@ -121,19 +138,42 @@ def read_schedule(text: str) -> Schedule:
     if len(text) > MAX_BYTES:
         raise _fault("", f"{len(text)} bytes are more than {MAX_BYTES}")
     try:
-        raw = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        raw = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite, parse_int=_short
+        )
     except (ValueError, RecursionError) as error:
         raise _fault("", f"not valid JSON: {str(error)[:200]}") from error
-    root = _keys(raw, ("schema", "segments", "inputs", "weights", "steps", "outputs"), "schedule")
+    root = _keys(raw, ("schema", "segments", "inputs", "weights", "constants", "steps", "outputs"), "schedule")
     if root["schema"] != SCHEMA or type(root["schema"]) is not int:
         raise _fault("schema", f"{str(root['schema'])[:40]} is not {SCHEMA}", "compile the model again")
     count = _whole(root["segments"], "segments", MAX_SEGMENTS)
     inputs = {_text(k, "inputs"): _name(v, "inputs") for k, v in _expect(root["inputs"], dict, "inputs").items()}
     weights = {_name(k, "weights"): _text(v, "weights") for k, v in _expect(root["weights"], dict, "weights").items()}
-    defined = {*inputs.values(), *weights}
+    constants = {
+        _name(k, "constants"): _constant(v, k) for k, v in _expect(root["constants"], dict, "constants").items()
+    }
+    defined = {*inputs.values(), *weights, *constants}
     steps = _steps(root["steps"], "steps", count, defined, 0)
     outputs = _outputs(root["outputs"], defined)
-    return Schedule(count, inputs, outputs, steps, weights)
+    return Schedule(count, inputs, outputs, steps, weights, constants)
+
+
+def _constant(raw: object, name: str) -> Constant:
+    at = f"constants.{name[:100]}"
+    parts = _expect(raw, list, at)
+    if len(parts) != 3:
+        raise _fault(at, "expected an element type, a shape and values")
+    dtype, shape, values = _expect(parts[0], str, at), _expect(parts[1], list, at), _expect(parts[2], list, at)
+    sizes = tuple(_whole(size, at, MAX_CONSTANT) for size in shape)
+    if dtype not in DTYPES or len(sizes) > 8:
+        raise _fault(at, f"{dtype[:40]!r} of rank {len(sizes)} is no type of a tensor")
+    if (
+        len(values) > MAX_CONSTANT
+        or len(values) != prod(sizes)
+        or any(type(v) not in (bool, int, float) for v in values)
+    ):
+        raise _fault(at, "its values do not fit its shape")
+    return Constant(dtype, sizes, tuple(values))
 
 
 def _outputs(raw: object, defined: set[str]) -> dict[str, str | Literal_]:
@@ -215,9 +255,11 @@ def _loop(raw: object, at: str, count: int, defined: set[str], depth: int) -> Lo
 
 
 def _read_side(raw: object, at: str, count: int, defined: set[str], depth: int) -> Side:
-    entry = _keys(raw, ("steps", "results"), at)
+    entry = _keys(raw, ("steps", "results", "drop"), at)
     steps = _steps(entry["steps"], f"{at}.steps", count, defined, depth + 1)
-    return Side(steps, _reads(entry["results"], f"{at}.results", defined))
+    results, drop = _reads(entry["results"], f"{at}.results", defined), _names(entry["drop"], f"{at}.drop")
+    defined.difference_update(drop)
+    return Side(steps, results, drop)
 
 
 _READERS: Mapping[str, Callable[[object, str, int, set[str], int], Step]] = {
@@ -236,6 +278,19 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(text: str) -> Any:
     raise ValueError(f"{text} is no JSON number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not isfinite(number):
+        raise ValueError(f"the number {text[:40]} is too large")
+    return number
+
+
+def _short(text: str) -> int:
+    if len(text) > 20:
+        raise ValueError(f"the number {text[:20]}... is too long")
+    return int(text)
 
 
 def _fault(at: str, what: str, hint: str = "") -> UntrustedError:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
 from backends.base import Engine
 from backends.segments.schedule import Branch, Loop, Run, Schedule, Side, Step
+from ir.types import DTYPES
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -20,23 +22,31 @@ class Scheduler(Engine):
         """Take engines that are loaded; ``weights`` by the name that the schedule gives them."""
         self._schedule = schedule
         self._segments = segments
-        self._weights = weights
+        constants = {
+            name: torch.tensor(c.values, dtype=DTYPES[c.dtype]).reshape(c.shape)
+            for name, c in schedule.constants.items()
+        }
+        self._fixed = {**weights, **constants}
 
     def __call__(self, inputs: Tensors) -> dict[str, torch.Tensor]:
+        """Run once."""
         schedule = self._schedule
         values = {name: inputs[key] for key, name in schedule.inputs.items()}
-        values.update(self._weights)
+        values.update(self._fixed)
         self._steps(schedule.steps, values)
-        return {
-            key: values[what] if isinstance(what, str) else what if what is None else torch.tensor(what, dtype=_of(what))
-            for key, what in schedule.outputs.items()
-        }  # type: ignore[return-value]  # a model may return None
+        given = {id(tensor) for tensor in (*inputs.values(), *self._fixed.values())}
+        found: dict[str, Any] = {}
+        for key, what in schedule.outputs.items():
+            if isinstance(what, str):  # what belongs to the caller, or to the next call, is not handed out
+                found[key] = values[what].clone() if id(values[what]) in given else values[what]
+            else:
+                found[key] = None if what is None else torch.tensor(what, dtype=_of(what))
+        return found
 
     def _steps(self, steps: tuple[Step, ...], values: dict[str, torch.Tensor]) -> None:
         for step in steps:
             if isinstance(step, Run):
-                found = self._segments[step.segment]({name: values[name] for name in step.inputs})
-                values.update(found)
+                values.update(self._segments[step.segment]({name: values[name] for name in step.inputs}))
             elif isinstance(step, Branch):
                 side = step.taken if bool(values[step.test]) else step.otherwise
                 values.update(zip(step.results, self._side(side, values), strict=True))
@@ -52,7 +62,10 @@ class Scheduler(Engine):
 
     def _side(self, side: Side, values: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         self._steps(side.steps, values)
-        return [values[name] for name in side.results]
+        results = [values[name] for name in side.results]
+        for name in side.drop:
+            values.pop(name, None)
+        return results
 
     def facts(self) -> Mapping[str, int | str]:
         """Of all segments together; a count of them is a count of dispatches when every side is taken."""
