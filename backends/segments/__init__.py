@@ -32,7 +32,7 @@ from ir.errors import ResourceError, UnsupportedError, UntrustedError
 from ir.weights import load as load_weights
 
 __all__ = [
-    "Scheduler", "build_segments", "cut", "has_regions", "is_segmented", "load_engine", "load_segments",
+    "Scheduler", "build_engine", "build_segments", "cut", "has_regions", "is_segmented", "load_engine", "load_segments",
     "unsupported_segments",
 ]  # fmt: skip
 
@@ -106,6 +106,22 @@ def load_segments(folder: Path, inner: Backend, threads: int | None = None, stem
         raise UntrustedError(f"{path} names the weight {missing[0]!r}, which {WEIGHTS_FILE} does not hold")
     segments = [inner.load(folder, threads, f"{stem}.{number}") for number in range(schedule.segments)]
     return Scheduler(schedule, segments, {name: weights[key] for name, key in schedule.weights.items()})
+
+
+def build_engine(graph: Graph, folder: Path, backend: Backend, options: BuildOptions = DEFAULT) -> Built:
+    """What ``load_engine`` loads: as the backend does it, or segments where it has no branches or loops.
+
+    For a graph whose lowering nobody measures; ``compiler.select.lowering`` chooses by what it measured.
+
+    Raises:
+        UnsupportedError: with the whole list.
+        ResourceError: no space, no permission, out of memory, out of time.
+        BuildError: the builder failed.
+    """
+    refused = has_regions(graph) and backend.unsupported(graph, options.device)
+    if refused and not unsupported_segments(graph, backend, options.device):
+        return build_segments(graph, folder, backend, options)
+    return backend.build(graph, folder, options)
 
 
 def load_engine(folder: Path, backend: Backend, threads: int | None = None, stem: str = "engine") -> Engine:

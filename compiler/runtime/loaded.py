@@ -13,6 +13,7 @@ import torch
 
 import backends
 from backends.base import Backend, Engine
+from backends.segments import build_engine, load_engine
 from compiler.artifact import AFTER, Artifact, ChangedError, Manifest, copy_artifact, open_artifact
 from compiler.runtime.signature import InputError, Signature
 from ir import PenstockError, parse
@@ -137,7 +138,7 @@ def _load(path: str | os.PathLike[str], threads: int | None, expect: str | None,
     threads = choice.threads if threads is None else threads
     try:
         if backend.name == choice.name:
-            engine = backend.load(artifact.folder, threads)
+            engine = load_engine(artifact.folder, backend, threads)
         else:
             engine = _rebuilt(artifact, backend, threads)
     except PenstockError:
@@ -162,8 +163,8 @@ def _rebuilt(artifact: Artifact, backend: Backend, threads: int | None) -> Engin
         folder = Path(scratch)
         copy_artifact(artifact.folder, folder, artifact.id)
         weights = load_weights(folder / backends.WEIGHTS_FILE)
-        backend.build(parse(artifact.read(AFTER).decode("utf-8", "replace"), weights), folder)
-        return backend.load(folder, threads)
+        build_engine(parse(artifact.read(AFTER).decode("utf-8", "replace"), weights), folder, backend)
+        return load_engine(folder, backend, threads)
 
 
 def _version(artifact: Artifact, backend: Backend) -> str:

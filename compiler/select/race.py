@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from backends import BACKENDS, backend
-from backends.base import WEIGHTS_FILE, Backend, Engine, Unsupported
+from backends.base import Backend, Engine, FlowProof
 from compiler.events import Phases
+from compiler.select.lowering import lower
 from compiler.select.measure import Timing, interleave, torch_threads
 from compiler.select.reference import Loss, Reference
+from compiler.select.skipping import Limits
 from ir import Graph
-from ir import weights as weight_files
-from ir.errors import MissingError, PenstockError, ResourceError, UnsupportedError
+from ir.errors import MissingError, PenstockError, ResourceError
 
 _TOGETHER = 2 << 30
 
@@ -35,6 +35,9 @@ class Candidate:
         engine_time, eager_time: measured interleaved, in the same run.
         loss: against the original.
         facts: what the built engine really contains.
+        lowering: of branches and loops: ``native`` or ``segments``; empty where there are none.
+        flow: what is known about each of them.
+        remarks: of the choice of lowering and of the builder.
         why: why it was not taken; empty for the one that was.
     """
 
@@ -48,6 +51,9 @@ class Candidate:
     loss: Loss | None = None
     facts: Mapping[str, int | str] = field(default_factory=dict)
     why: str = ""
+    lowering: str = ""
+    flow: tuple[FlowProof, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -118,15 +124,20 @@ class Race:
         self._phases.note("engines", f"{made.name}: {made.why.splitlines()[0] if made.why else _built(made)}")
 
     def _try(self, made: Candidate, graph: Graph, with_: Backend, folder: Path) -> Candidate:
-        refused = with_.unsupported(graph)
-        if refused:
-            raise UnsupportedError(_listing(refused))
-        start = time.perf_counter()
-        folder.mkdir(parents=True)
-        weight_files.save(graph.weights, folder / WEIGHTS_FILE)
-        with_.build(graph, folder)
-        engine = with_.load(folder, self._threads)
-        made = replace(made, build_seconds=time.perf_counter() - start, facts=dict(engine.facts()))
+        limits = Limits(min(1.0, self._seconds), threads=self._threads)
+        with torch_threads(self._threads):
+            lowered = lower(graph, with_, folder, self._reference.example, limits)
+        engine = lowered.engine
+        made = replace(
+            made,
+            build_seconds=lowered.seconds,
+            facts=dict(engine.facts()),
+            lowering=lowered.lowering,
+            flow=lowered.flow,
+            remarks=lowered.remarks,
+        )
+        for remark in lowered.remarks:
+            self._phases.note("engines", f"{made.name}: {remark}")
         with torch_threads(self._threads):
             made = replace(made, loss=self._reference.judge(engine))
             assert made.loss is not None
@@ -173,19 +184,6 @@ class Race:
         """Move the files of the winner into the artifact."""
         for file in self._folders[winner.name].iterdir():
             os.replace(file, folder / file.name)
-
-
-def _listing(refused: Sequence[Unsupported], most: int = 20) -> str:
-    """What an engine refuses, equal reasons told once."""
-    places: dict[tuple[str, str], list[str]] = {}
-    for one in refused:
-        places.setdefault((one.op, one.reason), []).append(one.origin)
-    lines = [
-        f"{op}{f' ({len(at)} times, first at {at[0]})' if len(at) > 1 else f' at {at[0]}' if at[0] else ''}: {reason}"
-        for (op, reason), at in places.items()
-    ]
-    more = f"\n  - and {len(lines) - most} more kinds" if len(lines) > most else ""
-    return f"{len(refused)} operation(s) it cannot carry:" + "\n  - ".join(["", *lines[:most]]) + more
 
 
 def _built(made: Candidate) -> str:
