@@ -328,7 +328,7 @@ def _publish(
             target=job.target.name,
             recipe=job.recipe.text(),
             passes=tuple(report["variants"][winner.variant]["passes"]),
-            measurements=report["chosen"],
+            measurements={**report["chosen"], "flow": report["flow"]},
             made_from=made_from.record,
             processor=artifact.Processor.here(*_needed_flags(winner)),
         )

@@ -121,6 +121,7 @@ def build_engine(graph: Graph, folder: Path, backend: Backend, options: BuildOpt
     refused = has_regions(graph) and backend.unsupported(graph, options.device)
     if refused and not unsupported_segments(graph, backend, options.device):
         return build_segments(graph, folder, backend, options)
+    schedule_file(folder, options.stem).unlink(missing_ok=True)  # of what lay there before
     return backend.build(graph, folder, options)
 
 

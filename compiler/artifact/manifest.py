@@ -80,7 +80,7 @@ class Manifest:
         target: name of the hardware it was compiled for.
         recipe: text of the recipe, enough to compile again.
         passes: one record per pass, in order.
-        measurements: loss, speed-up, baseline, tier.
+        measurements: loss, speed-up, baseline, tier; ``flow``: what is proven of each branch and loop.
         made_from: components of the cache key: digests of all that went in (``compiler.cache.cache``).
         files: filled by ``seal``; every file except the manifest and its seal.
         created: UTC.

@@ -123,7 +123,23 @@ def chosen_row(job: Job, made: Candidate) -> dict[str, Any]:
         "metric_after": loss.metric if loss else None,
         "rounds": time.rounds if time else 0,
         "tier": "measured",
+        "lowering": made.lowering,
     }
+
+
+def flow_rows(made: Candidate) -> list[dict[str, Any]]:
+    """What is known about each branch and loop of an engine."""
+    return [
+        {
+            "node": proof.node,
+            "lowering": proof.lowering,
+            "evidence": proof.evidence,
+            "lazy": proof.lazy,
+            "detail": proof.detail,
+            **{f"{path}_ms": _ms(proof.seconds.get(path)) for path in ("taken", "untaken", "full")},
+        }
+        for proof in made.flow
+    ]
 
 
 def candidate_row(
@@ -157,6 +173,9 @@ def candidate_row(
         "metric_after": loss.metric if loss else None,
         "build_seconds": made.build_seconds,
         "facts": dict(made.facts),
+        "lowering": made.lowering,
+        "flow": flow_rows(made),
+        "remarks": list(made.remarks),
     }
 
 
