@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import penstock
+from backends import Built
 from compiler.artifact import AFTER, BEFORE, open_artifact
 from compiler.events import Event
 from compiler.pipeline import recipe as recipe_module
@@ -319,9 +320,9 @@ def test_a_wrong_engine_is_no_candidate(compile: Compile, monkeypatch: pytest.Mo
 
     build = OnnxRuntime.build
 
-    def wrong(self: OnnxRuntime, graph: Graph, folder: Path) -> None:
+    def wrong(self: OnnxRuntime, graph: Graph, *rest: Any) -> Built:
         ForgetHalf().run(graph)
-        build(self, graph, folder)
+        return build(self, graph, *rest)
 
     monkeypatch.setattr(OnnxRuntime, "build", wrong)
     with pytest.raises(VerificationError, match="fp32 on onnxruntime: loss"):
