@@ -24,6 +24,7 @@ from backends.base import (
     Unsupported,
     flow_name,
 )
+from backends.rows import prepared
 from backends.segments.cut import cut, has_regions
 from backends.segments.schedule import MAX_BYTES, MAX_SEGMENTS, read_schedule
 from backends.segments.scheduler import Scheduler
@@ -118,11 +119,17 @@ def build_engine(graph: Graph, folder: Path, backend: Backend, options: BuildOpt
         ResourceError: no space, no permission, out of memory, out of time.
         BuildError: the builder failed.
     """
+    ready = prepared(graph, backend)
+    if ready.refused:
+        raise UnsupportedError("\n".join(map(str, ready.refused)))
+    graph = ready.graph
     refused = has_regions(graph) and backend.unsupported(graph, options.device)
     if refused and not unsupported_segments(graph, backend, options.device):
-        return build_segments(graph, folder, backend, options)
-    schedule_file(folder, options.stem).unlink(missing_ok=True)  # of what lay there before
-    return backend.build(graph, folder, options)
+        built = build_segments(graph, folder, backend, options)
+    else:
+        schedule_file(folder, options.stem).unlink(missing_ok=True)  # of what lay there before
+        built = backend.build(graph, folder, options)
+    return replace(built, flow=(*ready.flow, *built.flow))
 
 
 def load_engine(folder: Path, backend: Backend, threads: int | None = None, stem: str = "engine") -> Engine:

@@ -13,7 +13,7 @@ from compiler.cost.targets import Target
 from compiler.report import kernels
 from compiler.report.environment import environment
 from compiler.report.job import Job
-from compiler.report.measured import candidate_row, chosen_row, flow_rows, verdict_row
+from compiler.report.measured import candidate_row, chosen_row, verdict_row
 from compiler.report.pass_rows import costs_of, variant_row
 from compiler.report.plain import plain
 from compiler.select.reference import sizes_of
@@ -52,7 +52,7 @@ def build_report(
         "chosen": chosen_row(job, winner) if winner else {},
         "chosen_variant": variant,
         "candidates": [candidate_row(job, c, candidates, winner) for c in candidates],
-        "flow": flow_rows(winner) if winner else [],
+        "flow": [asdict(proof) for proof in winner.flow] if winner else [],
         "variants": {v: variant_row(job, v) for v in job.records},
         **_prices(job, graph, before, variant, sizes),
         "phases": {phase: round(seconds, 4) for phase, seconds in job.phases.seconds.items()},
