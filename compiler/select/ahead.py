@@ -19,7 +19,8 @@ from backends import WEIGHTS_FILE, Backend, BuildOptions, backend
 from backends.rows import Prepared, prepared
 from compiler.job import Job
 from compiler.select.compare import distance
-from compiler.select.race import Candidate, listing, with_built
+from compiler.select.lowering import listing
+from compiler.select.race import Candidate, with_built
 from compiler.select.reference import Loss, Reference
 from ir import Graph, interpret
 from ir import weights as weight_files
