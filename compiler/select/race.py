@@ -21,7 +21,7 @@ from compiler.select.measure import Timing, interleave, torch_threads
 from compiler.select.reference import Loss, Reference
 from compiler.select.skipping import Limits
 from ir import Graph
-from ir.errors import MissingError, PenstockError, ResourceError, UnsupportedError, VerificationError
+from ir.errors import LimitError, MissingError, PenstockError, ResourceError, UnsupportedError, VerificationError
 
 _TOGETHER = 2 << 30
 
@@ -126,9 +126,9 @@ class Race:
         self._folders[made.name] = folder
         try:
             made = self._try(made, graph, with_, folder)
-        except ResourceError:
-            raise
         except PenstockError as error:
+            if isinstance(error, ResourceError) and not isinstance(error, LimitError):
+                raise  # the disk is full: no other candidate will find room
             self._missing.append(error)
             made = replace(made, why=error.what)
         if made.why:
