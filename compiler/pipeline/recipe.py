@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from compiler.cost.targets import Target
 from compiler.pipeline.pipeline import Pipeline
 from ir.errors import UsageError, nearest
 from passes import PASSES, parse_passes
@@ -20,11 +21,12 @@ CLEAN = (
 )
 """What every recipe begins with: the same model, spelled in one way. Exact up to the order of sums."""
 
-_TIDY = "merge-common-nodes, drop-dead-nodes, mark-fusion"
+_MARK = "match-rows, mark-fusion"  # last: other passes see weights as such only outside of regions
+_TIDY = f"merge-common-nodes, drop-dead-nodes, {_MARK}"
 _HALF = f"{CLEAN}, cast-compute{{dtype=f16}}, merge-common-nodes"  # merged: what reads one activation shares its scale
 
 PRESETS: Mapping[str, str] = {
-    "fp32": f"{CLEAN}, mark-fusion",
+    "fp32": f"{CLEAN}, {_MARK}",
     "bf16": f"{CLEAN}, cast-compute, {_TIDY}",
     "int8": f"{CLEAN}, quantize, {_TIDY}",
     "int8-attention": f"{CLEAN}, quantize, quantize-attention, {_TIDY}",
@@ -92,6 +94,21 @@ class Recipe:
         """YAML that reads back as this recipe."""
         only = next(iter(self.passes.values())) if len(self.passes) == 1 else "auto"
         return yaml.safe_dump({"version": _VERSION, **self.settings, "passes": only}, sort_keys=False, width=1000)
+
+
+def variants_for(made: Recipe, target: Target) -> Mapping[str, str]:
+    """The passes of each variant that is worth trying on a target; all of them, unless the recipe is ``auto``."""
+    if made.name != "auto":
+        return made.passes
+    if target.kind != "cpu":
+        return {name: PRESETS[name] for name in gpu_auto(target.peak)}
+    # without instructions for it, bf16 is no faster
+    return {name: text for name, text in made.passes.items() if name != "bf16" or "bf16" in target.peak}
+
+
+def pipelines_for(made: Recipe, target: Target) -> dict[str, Pipeline]:
+    """A checked pipeline per variant that is worth trying on a target."""
+    return {name: Pipeline(*parse_passes(text, PASSES)) for name, text in variants_for(made, target).items()}
 
 
 def recipe(reference: str) -> Recipe:
