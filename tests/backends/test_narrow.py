@@ -59,6 +59,7 @@ def test_twin_is_the_meaning(kind: str, dtype: torch.dtype, engine: str, tmp_pat
     _compare(_made(kind, dtype, bias=dtype is torch.float32), engine, dtype, tmp_path)
 
 
+@pytest.mark.slow
 def test_inductor_traces_through_the_meaning(tmp_path: Path) -> None:
     _compare(_made("int4 fp8 nvfp4", torch.float32, bias=True), "inductor", torch.float32, tmp_path)
 
