@@ -7,7 +7,7 @@ All share the folder's weights. An untaken side is never started, by constructio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,16 +26,26 @@ from backends.base import (
 )
 from backends.rows import prepared
 from backends.segments.cut import cut, has_regions
-from backends.segments.schedule import MAX_BYTES, MAX_SEGMENTS, read_schedule
+from backends.segments.reader import read_schedule
+from backends.segments.schedule import MAX_BYTES, MAX_SEGMENTS
 from backends.segments.scheduler import Scheduler
-from ir import Graph
+from ir import Block, Graph, Node
 from ir.errors import ResourceError, UnsupportedError, UntrustedError
 from ir.weights import load as load_weights
 
 __all__ = [
-    "Scheduler", "build_engine", "build_segments", "cut", "has_regions", "is_segmented", "load_engine", "load_segments",
-    "unsupported_segments",
+    "Scheduler", "build_engine", "build_segments", "cut", "has_regions", "is_segmented", "load_engine",
+    "load_segments", "region_nodes", "unsupported_segments",
 ]  # fmt: skip
+
+
+def region_nodes(block: Block) -> Iterator[Node]:
+    """Every branch and loop, in the order of the nodes, outer before inner: that of ``Built.flow`` of segments."""
+    for node in block:
+        if node.regions:
+            yield node
+        for region in node.regions:
+            yield from region_nodes(region)
 
 
 def schedule_file(folder: Path, stem: str) -> Path:
@@ -148,9 +158,9 @@ def _proofs(graph: Graph) -> tuple[FlowProof, ...]:
     seen: Mapping[str, str] = {
         "cond": "each side is made of engines of its own, and the host starts those of the side it takes",
         "while": "test and body are engines of their own, and the host starts the body while the test is true",
+        "rows": "the region is engines of its own, and the host starts them on the live rows, or not at all",
     }
     return tuple(
         FlowProof(flow_name(node), "segments", "structural", seen[node.op.name], lazy=True)
-        for node in graph.walk()
-        if node.regions
+        for node in region_nodes(graph.body)
     )

@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from backends.base import WEIGHTS_FILE, Backend, BuildOptions, Built, Engine, FlowProof, Unsupported
-from backends.segments import has_regions, unsupported_segments
+from backends.segments import has_regions, region_nodes, unsupported_segments
+from compiler.select.forced import regions_of
 from compiler.select.skipping import Limits, Tensors, Verdict, Way, beside, native, prove, segments
-from ir import COND, WHILE, Graph
+from ir import COND, ROWS, WHILE, Graph
 from ir import weights as weight_files
 from ir.errors import BuildError, UnsupportedError
 
-_REGIONS = frozenset({COND.name, WHILE.name})
+_REGIONS = frozenset({COND.name, WHILE.name, ROWS.name})
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,11 @@ def _cut(
         file.unlink()
     way = segments(backend)
     made = _made(way, graph, folder, limits, options)
-    verdicts = prove(graph, backend, way, inputs, folder, limits)
-    flow = tuple(_stronger(v, p) for v, p in zip(verdicts, made.built.flow, strict=True))
+    whole = any(node.op is ROWS for node in graph.walk())  # the host does these itself, on no straight line
+    verdicts = [] if whole else prove(graph, backend, way, inputs, folder, limits)
+    measured = dict(zip((r.node for r in regions_of(graph)), verdicts, strict=False))
+    pairs = zip(region_nodes(graph.body), made.built.flow, strict=True)
+    flow = tuple(_stronger(measured[node], p) if node in measured else p for node, p in pairs)
     remarks = (f"{why}: segments with host dispatch", *made.remarks)
     return replace(made, lowering=way.name, flow=flow, remarks=remarks)
 
