@@ -146,6 +146,8 @@ class Backend(ABC):
     """The one command that brings a missing one."""
     rows: ClassVar[str] = "masked"
     """How ``rows`` is written out for it (``ir.rows.MODES``): compacted where sizes may depend on the data."""
+    patient: ClassVar[bool] = False
+    """Builds for half a minute and more: it takes part in ``--engine auto`` only where it is asked to."""
 
     @abstractmethod
     def version(self) -> str | None:

@@ -22,7 +22,7 @@ from compiler.select.measure import Timing, interleave, torch_threads
 from compiler.select.reference import Loss, Reference
 from compiler.select.skipping import Limits
 from ir import Graph
-from ir.errors import MissingError, PenstockError, ResourceError, UnsupportedError, VerificationError
+from ir.errors import LimitError, MissingError, PenstockError, ResourceError, UnsupportedError, VerificationError
 
 _TOGETHER = 2 << 30
 
@@ -91,7 +91,8 @@ def chosen_backends(name: str) -> list[Backend]:
         if found.version() is None:
             raise MissingError(f"engine {name!r} is not installed", hint=found.install)
         return [found]
-    usable = [b for b in BACKENDS if b.name != "reference" and b.version() is not None and not b.why_not(CPU)]
+    usable = [b for b in BACKENDS if b.name != "reference" and not b.patient]
+    usable = [b for b in usable if b.version() is not None and not b.why_not(CPU)]
     if not usable:
         raise MissingError("no engine is installed", hint=" or ".join(b.install for b in BACKENDS if b.install))
     return usable
@@ -126,9 +127,9 @@ class Race:
         self._folders[made.name] = folder
         try:
             made = self._try(made, graph, with_, folder)
-        except ResourceError:
-            raise
         except PenstockError as error:
+            if isinstance(error, ResourceError) and not isinstance(error, LimitError):
+                raise  # the disk is full: no other candidate will find room
             self._missing.append(error)
             made = replace(made, why=error.what)
         if made.why:
