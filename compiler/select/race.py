@@ -14,6 +14,7 @@ from pathlib import Path
 from backends import BACKENDS, backend
 from backends.base import CPU, DEFAULT, Backend, BuildOptions, Built, Engine, FlowProof
 from backends.rows import prepared
+from backends.segments import unsupported_segments
 from compiler.events import Phases
 from compiler.job import Job
 from compiler.select.lowering import listing, lower
@@ -138,7 +139,7 @@ class Race:
 
     def _try(self, made: Candidate, graph: Graph, with_: Backend, folder: Path) -> Candidate:
         ready = prepared(graph, with_)
-        if ready.refused:
+        if ready.refused and unsupported_segments(graph, with_):  # else the host does what the engine cannot
             raise UnsupportedError(listing(ready.refused))
         graph = ready.graph
         limits = Limits(min(1.0, self._seconds), threads=self._threads)
