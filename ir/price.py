@@ -111,7 +111,7 @@ def _call_of(node: Node) -> Call:
     names = _argument_names(node.op)
     args = [(names[i] if i < len(names) else str(i), _key(arg)) for i, arg in enumerate(node.args)]
     args += [(name, _key(arg)) for name, arg in node.kwargs.items()]
-    absorbed = _packet(node).startswith("dequantize_per") and all(
+    absorbed = _packet(node).startswith("dequantize_") and all(
         _packet(user) in PRODUCTS for value in node.results for user in value.uses
     )
     return Call(
@@ -144,7 +144,7 @@ def source_of(value: Value, product: bool) -> TensorType | None:
     read, at = value.type, value
     for _ in range(_MAX_VIEW_CHAIN):
         packet = _packet(at.producer) if at.producer is not None else ""
-        dequantize = product and packet.startswith("dequantize_per")
+        dequantize = product and packet.startswith("dequantize_")
         if not dequantize and packet not in SAME_ELEMENTS and packet != "expand":
             break
         assert at.producer is not None
@@ -152,7 +152,7 @@ def source_of(value: Value, product: bool) -> TensorType | None:
         if packet == "expand":
             read = TensorType(read.dtype, at.tensor.shape)
         elif dequantize:
-            return TensorType(at.tensor.dtype, read.shape)
+            return at.tensor  # of int4 two elements in each byte
     return read
 
 

@@ -15,6 +15,8 @@ from passes.merge_common_nodes import MergeCommonNodes
 from passes.options import parse_passes, show_pass
 from passes.quantize import Quantize
 from passes.quantize_attention import QuantizeAttention
+from passes.quantize_floats import QuantizeFloats
+from passes.quantize_weights import QuantizeWeights
 from passes.remove_no_ops import RemoveNoOps
 from passes.simplify_masks import SimplifyMasks
 
@@ -31,6 +33,8 @@ PASSES: tuple[type[Pass], ...] = (
     CastCompute,
     Quantize,
     QuantizeAttention,
+    QuantizeWeights,
+    QuantizeFloats,
     MatchRows,
     LowerRows,
     MarkFusion,
@@ -38,7 +42,7 @@ PASSES: tuple[type[Pass], ...] = (
 
 __all__ = [
     "PASSES", "CanonicalizeScalars", "CanonicalizeViews", "CastCompute", "DropDeadNodes", "FoldConstants",
-    "LowerRows", "MarkFusion", "MatchAttention", "MatchRmsNorm", "MatchRows", "MergeCommonNodes",
-    "Pass", "Quantize", "QuantizeAttention",
-    "Remark", "RemoveNoOps", "Samples", "SimplifyMasks", "Tolerance", "parse_passes", "remark", "show_pass",
+    "LowerRows", "MarkFusion", "MatchAttention", "MatchRmsNorm", "MatchRows", "MergeCommonNodes", "Pass", "Quantize",
+    "QuantizeAttention", "QuantizeFloats", "QuantizeWeights", "Remark", "RemoveNoOps", "Samples", "SimplifyMasks",
+    "Tolerance", "parse_passes", "remark", "show_pass",
 ]  # fmt: skip
