@@ -121,9 +121,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--engine", choices=_ENGINES, action="append", help="one or more; all of them when absent")
     parser.add_argument("--seconds", type=float, default=30.0, help="of timing per engine")
     chosen = parser.parse_args()
-    for engine in _ENGINES:
+    for engine in chosen.engine or _ENGINES:
         bench(engine, chosen.batch, chosen.length, chosen.threads, chosen.seconds)
 
 
