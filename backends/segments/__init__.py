@@ -7,7 +7,7 @@ All share the folder's weights. An untaken side is never started, by constructio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,16 +26,27 @@ from backends.base import (
 )
 from backends.rows import prepared
 from backends.segments.cut import cut, has_regions
-from backends.segments.schedule import MAX_BYTES, MAX_SEGMENTS, read_schedule
+from backends.segments.reader import read_schedule
+from backends.segments.schedule import MAX_BYTES, MAX_SEGMENTS
 from backends.segments.scheduler import Scheduler
-from ir import Graph
+from ir import Block, Graph, Node
 from ir.errors import ResourceError, UnsupportedError, UntrustedError
+from ir.ops import REGIONS
 from ir.weights import load as load_weights
 
 __all__ = [
-    "Scheduler", "build_engine", "build_segments", "cut", "has_regions", "is_segmented", "load_engine", "load_segments",
-    "unsupported_segments",
+    "Scheduler", "build_engine", "build_segments", "cut", "has_regions", "is_segmented", "load_engine",
+    "load_segments", "refusals", "region_nodes", "simulated_segments", "unsupported_segments",
 ]  # fmt: skip
+
+
+def region_nodes(block: Block) -> Iterator[Node]:
+    """Every branch and loop, in the order of the nodes, outer before inner: that of ``Built.flow`` of segments."""
+    for node in block:
+        if node.regions:
+            yield node
+        for region in node.regions:
+            yield from region_nodes(region)
 
 
 def schedule_file(folder: Path, stem: str) -> Path:
@@ -55,6 +66,23 @@ def unsupported_segments(graph: Graph, inner: Backend, device: Device = CPU) -> 
     except UnsupportedError as error:
         return [Unsupported("segments", error.where, error.what)]
     return [fault for segment in parts.segments for fault in inner.unsupported(segment, device)]
+
+
+def refusals(graph: Graph, inner: Backend, device: Device = CPU) -> tuple[list[Unsupported], list[Unsupported]]:
+    """What the backend itself refuses of a graph, and what is left of that when the graph may be cut."""
+    refused = inner.unsupported(graph, device)
+    if not refused or not {one.op for one in refused} <= REGIONS.keys():
+        return refused, refused
+    return refused, unsupported_segments(graph, inner, device)
+
+
+def simulated_segments(graph: Graph, inner: Backend, device: Device) -> Engine | None:
+    """As ``Backend.simulated``, for every piece; none when a piece has none."""
+    parts = cut(graph)
+    pieces = [inner.simulated(segment, device) for segment in parts.segments]
+    engines = [piece for piece in pieces if piece is not None]
+    weights = {name: graph.weights[key] for name, key in parts.schedule.weights.items()}
+    return Scheduler(parts.schedule, engines, weights) if len(engines) == len(pieces) else None
 
 
 def build_segments(graph: Graph, folder: Path, inner: Backend, options: BuildOptions = DEFAULT) -> Built:
@@ -123,8 +151,8 @@ def build_engine(graph: Graph, folder: Path, backend: Backend, options: BuildOpt
     if ready.refused:
         raise UnsupportedError("\n".join(map(str, ready.refused)))
     graph = ready.graph
-    refused = has_regions(graph) and backend.unsupported(graph, options.device)
-    if refused and not unsupported_segments(graph, backend, options.device):
+    refused, left = refusals(graph, backend, options.device)
+    if refused and not left:
         built = build_segments(graph, folder, backend, options)
     else:
         schedule_file(folder, options.stem).unlink(missing_ok=True)  # of what lay there before
@@ -148,9 +176,9 @@ def _proofs(graph: Graph) -> tuple[FlowProof, ...]:
     seen: Mapping[str, str] = {
         "cond": "each side is made of engines of its own, and the host starts those of the side it takes",
         "while": "test and body are engines of their own, and the host starts the body while the test is true",
+        "rows": "the region is engines of its own, and the host starts them on the live rows, or not at all",
     }
     return tuple(
         FlowProof(flow_name(node), "segments", "structural", seen[node.op.name], lazy=True)
-        for node in graph.walk()
-        if node.regions
+        for node in region_nodes(graph.body)
     )

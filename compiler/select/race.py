@@ -14,6 +14,7 @@ from pathlib import Path
 from backends import BACKENDS, backend
 from backends.base import CPU, DEFAULT, Backend, BuildOptions, Built, Engine, FlowProof
 from backends.rows import prepared
+from backends.segments import unsupported_segments
 from compiler.events import Phases
 from compiler.job import Job
 from compiler.select.lowering import listing, lower
@@ -21,7 +22,7 @@ from compiler.select.measure import Timing, interleave, torch_threads
 from compiler.select.reference import Loss, Reference
 from compiler.select.skipping import Limits
 from ir import Graph
-from ir.errors import MissingError, PenstockError, ResourceError, UnsupportedError, VerificationError
+from ir.errors import LimitError, MissingError, PenstockError, ResourceError, UnsupportedError, VerificationError
 
 _TOGETHER = 2 << 30
 
@@ -126,9 +127,9 @@ class Race:
         self._folders[made.name] = folder
         try:
             made = self._try(made, graph, with_, folder)
-        except ResourceError:
-            raise
         except PenstockError as error:
+            if isinstance(error, ResourceError) and not isinstance(error, LimitError):
+                raise  # the disk is full: no other candidate will find room
             self._missing.append(error)
             made = replace(made, why=error.what)
         if made.why:
@@ -138,7 +139,7 @@ class Race:
 
     def _try(self, made: Candidate, graph: Graph, with_: Backend, folder: Path) -> Candidate:
         ready = prepared(graph, with_)
-        if ready.refused:
+        if ready.refused and unsupported_segments(graph, with_):  # else the host does what the engine cannot
             raise UnsupportedError(listing(ready.refused))
         graph = ready.graph
         limits = Limits(min(1.0, self._seconds), threads=self._threads)
