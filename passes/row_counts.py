@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import reduce
 
-from ir import ROWS, Arg, Dim, DimRange, Graph, Node, ScalarType, Value, symbols_of
+from ir import ROWS, Arg, DimRange, Graph, Node, ScalarType, Value, symbols_of
+from ir.dims import upper_bound
 from passes.base import Remark
 from passes.drop_dead_nodes import drop_chain
 
@@ -94,16 +94,3 @@ def _most(value: Arg, dims: Mapping[str, DimRange], counted: Counted) -> int | N
     node = value.producer if isinstance(value, Value) else None
     mask = counted(node) if node is not None else None
     return None if mask is None else upper_bound(mask.tensor.shape[0], dims)
-
-
-def upper_bound(dim: Dim, dims: Mapping[str, DimRange]) -> int | None:
-    """An upper bound of a sum or product of dims, where they have bounds."""
-    if isinstance(dim, int) or dim.is_Integer:
-        return int(dim) if dim >= 0 else None
-    if dim.is_Symbol:
-        return dims[dim.name].max if dim.name in dims else None
-    parts = [upper_bound(a, dims) for a in dim.args] if dim.is_Add or dim.is_Mul else [None]
-    known = [p for p in parts if p is not None]
-    if len(known) < len(parts):
-        return None
-    return sum(known) if dim.is_Add else reduce(lambda a, b: a * b, known)
