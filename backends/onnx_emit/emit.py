@@ -20,6 +20,7 @@ from backends.onnx_emit.table import EMITTERS, IGNORED
 from backends.payload import RENAMED
 from ir import COND, WHILE, Arg, Block, Graph, Node, TensorType, Value
 from ir.errors import UnsupportedError
+from ir.rows import lowered
 from ir.weights import layout
 
 OPSET = 20
@@ -59,7 +60,7 @@ def unsupported(graph: Graph, flavor: str = "portable") -> list[Unsupported]:
 def _emit(
     graph: Graph, spans: Mapping[str, tuple[int, int]], flavor: str, weights_file: str
 ) -> tuple[onnx.ModelProto, list[Unsupported]]:
-    emission = Emission(graph, flavor, spans, weights_file)
+    emission = Emission(lowered(graph, "compacted"), flavor, spans, weights_file)
     writer = Writer(emission)
     return writer.model(), writer.faults
 
