@@ -10,7 +10,8 @@ from typing import ClassVar
 
 import torch
 
-from ir import Graph
+from ir import Graph, Node
+from ir.errors import MissingError
 
 WEIGHTS_FILE = "weights.safetensors"
 """Lies beside the payload of every engine; payloads refer to it, so weights are on disk once."""
@@ -103,6 +104,11 @@ class FlowProof:
     lazy: bool = False
 
 
+def flow_name(node: Node) -> str:
+    """``FlowProof.node`` of a region operator."""
+    return f"{node.op.name} at {node.origin}" if str(node.origin) else node.op.name
+
+
 @dataclass(frozen=True, slots=True)
 class Built:
     """What a build made and found out.
@@ -138,6 +144,8 @@ class Backend(ABC):
     name: ClassVar[str]
     install: ClassVar[str]
     """The one command that brings a missing one."""
+    rows: ClassVar[str] = "masked"
+    """How ``rows`` is written out for it (``ir.rows.MODES``): compacted where sizes may depend on the data."""
     patient: ClassVar[bool] = False
     """Builds for half a minute and more: it takes part in ``--engine auto`` only where it is asked to."""
 
@@ -155,13 +163,27 @@ class Backend(ABC):
 
     @abstractmethod
     def build(self, graph: Graph, folder: Path, options: BuildOptions = DEFAULT) -> Built:
-        """Write the payload into ``folder``, where ``weights.safetensors`` of the graph lies already.
+        """Write the payload into ``folder``, where ``weights.safetensors`` with the graph's weights lies already.
+
+        The file may hold more weights than the graph has: several graphs may share it.
 
         Raises:
             UnsupportedError: with the whole list.
             ResourceError: no space, no permission, out of memory, out of time.
             BuildError: the builder crashed or failed for a reason of its own.
         """
+
+    def simulated(self, graph: Graph, device: Device) -> Engine | None:
+        """An engine on this CPU that computes what was emitted for a device, to check the emission; if there is one."""
+        return None
+
+    def kit(self, graph: Graph, folder: Path, options: BuildOptions = DEFAULT) -> Built | None:
+        """For a device that ``why_not`` refuses here: write what ``finish`` needs there. ``None``: there is no way."""
+        return None
+
+    def finish(self, folder: Path, options: BuildOptions = DEFAULT) -> Built:
+        """On the machine that has the device: build the payload from a kit, as ``build`` does from a graph."""
+        raise MissingError(f"{self.name} makes no kits, so there is nothing to finish")
 
     @abstractmethod
     def load(self, folder: Path, threads: int | None = None, stem: str = "engine") -> Engine:

@@ -17,6 +17,7 @@ from ir.core import Arg, Block, Graph, Node, Value
 from ir.dims import evaluate, symbols_of
 from ir.errors import IRError
 from ir.ops import COND, RETURN, WHILE
+from ir.rows import lowered
 from ir.types import TensorType
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
@@ -35,6 +36,7 @@ def param_attributes(graph: Graph) -> dict[str, str]:
 
 def to_module(graph: Graph, forms: Forms = _AS_THEY_ARE) -> fx.GraphModule:
     """The graph as a torch module: user and state inputs in, a flat tuple of outputs out."""
+    graph = lowered(graph, "compacted")
     root = torch.nn.Module()
     attributes = param_attributes(graph)
     names: dict[Value, str] = {}
