@@ -45,6 +45,7 @@ class Inductor(Backend):
     name = "inductor"
     install = 'pip install "torch>=2.13,<2.14" and apt install g++'
     patient = True
+    rows = "compacted"
 
     def version(self) -> str | None:
         """Version of torch: its compiler is part of it."""

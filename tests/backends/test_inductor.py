@@ -19,6 +19,7 @@ from ir.weights import save
 from tests.backends.cases import SIZES, Built, Call, engine_of
 from tests.backends.operators import FAMILIES, NOT_ON
 from tests.backends.test_flow import EXIT, NESTED
+from tests.backends.test_narrow import _inputs, _made
 from tests.backends.test_operators import _difference, _excused
 
 C = Call
@@ -321,3 +322,14 @@ def test_what_is_excused_as_refused_is_refused(call: str) -> None:
         if NOT_ON["inductor", call].startswith("refused"):
             with pytest.raises(UnsupportedError):
                 INDUCTOR.build(Built([one]).graph, Path())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["int4", "fp8", "nvfp4"])
+def test_narrow_formats(kind: str, tmp_path: Path) -> None:
+    graph = _made(kind, torch.float32, bias=True)
+    run = engine_of("inductor", graph, tmp_path)
+    for rows in (1, 7):
+        inputs = _inputs(rows, torch.float32)
+        for name, tensor in interpret(graph, inputs).items():
+            torch.testing.assert_close(run(inputs)[name], tensor, rtol=1e-5, atol=1e-7 * float(tensor.abs().max()))
