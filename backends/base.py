@@ -10,7 +10,8 @@ from typing import ClassVar
 
 import torch
 
-from ir import Graph
+from ir import Graph, Node
+from ir.errors import MissingError
 
 WEIGHTS_FILE = "weights.safetensors"
 """Lies beside the payload of every engine; payloads refer to it, so weights are on disk once."""
@@ -88,7 +89,8 @@ class FlowProof:
 
     Attributes:
         node: ``cond`` or ``while`` (or ``rows``), and where in the user's model.
-        lowering: what the engine got: ``if``, ``loop``, ``unrolled``, ``segments``, ``masked``, ``compacted``.
+        lowering: what the engine got: ``if``, ``loop``, ``unrolled``, ``segments``, ``masked``, ``compacted``,
+            ``bucketed``.
         evidence: ``measured``, ``structural`` (read from the built engine) or ``none``.
         detail: one sentence of what was seen.
         seconds: where measured: time of the engine by path (``taken``, ``untaken``, ``full``).
@@ -101,6 +103,11 @@ class FlowProof:
     detail: str
     seconds: Mapping[str, float] = field(default_factory=dict)
     lazy: bool = False
+
+
+def flow_name(node: Node) -> str:
+    """``FlowProof.node`` of a region operator."""
+    return f"{node.op.name} at {node.origin}" if str(node.origin) else node.op.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +145,11 @@ class Backend(ABC):
     name: ClassVar[str]
     install: ClassVar[str]
     """The one command that brings a missing one."""
+    rows: ClassVar[str] = "masked"
+    """How it gets ``rows``: compacted where sizes may depend on the data, else masked (``ir.rows.MODES``); or bucketed:
+    cut into segments, which the host runs on the live rows in a few sizes (``backends.buckets``)."""
+    patient: ClassVar[bool] = False
+    """Builds for half a minute and more: it takes part in ``--engine auto`` only where it is asked to."""
 
     @abstractmethod
     def version(self) -> str | None:
@@ -153,13 +165,27 @@ class Backend(ABC):
 
     @abstractmethod
     def build(self, graph: Graph, folder: Path, options: BuildOptions = DEFAULT) -> Built:
-        """Write the payload into ``folder``, where ``weights.safetensors`` of the graph lies already.
+        """Write the payload into ``folder``, where ``weights.safetensors`` with the graph's weights lies already.
+
+        The file may hold more weights than the graph has: several graphs may share it.
 
         Raises:
             UnsupportedError: with the whole list.
             ResourceError: no space, no permission, out of memory, out of time.
             BuildError: the builder crashed or failed for a reason of its own.
         """
+
+    def simulated(self, graph: Graph, device: Device) -> Engine | None:
+        """An engine on this CPU that computes what was emitted for a device, to check the emission; if there is one."""
+        return None
+
+    def kit(self, graph: Graph, folder: Path, options: BuildOptions = DEFAULT) -> Built | None:
+        """For a device that ``why_not`` refuses here: write what ``finish`` needs there. ``None``: there is no way."""
+        return None
+
+    def finish(self, folder: Path, options: BuildOptions = DEFAULT) -> Built:
+        """On the machine that has the device: build the payload from a kit, as ``build`` does from a graph."""
+        raise MissingError(f"{self.name} makes no kits, so there is nothing to finish")
 
     @abstractmethod
     def load(self, folder: Path, threads: int | None = None, stem: str = "engine") -> Engine:

@@ -32,6 +32,7 @@ class OnnxRuntime(Backend):
 
     name = "onnxruntime"
     install = 'pip install "penstock[onnxruntime]"'
+    rows = "compacted"
 
     def version(self) -> str | None:
         """Version of the installed package."""

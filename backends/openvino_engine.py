@@ -25,6 +25,7 @@ class OpenVino(Backend):
 
     name = "openvino"
     install = 'pip install "penstock[openvino]"'
+    rows = "compacted"
 
     def version(self) -> str | None:
         """Version of the installed package."""
