@@ -10,7 +10,7 @@ import torch
 
 from backends.tvm.dtypes import Refused, number, wide
 from backends.tvm.pointwise import result_type
-from backends.tvm.products import multiply, product
+from backends.tvm.products import product
 from backends.tvm.reductions import fold, softmaxed
 from backends.tvm.scope import Emitter, Kernel, Scope, Tensor
 from backends.tvm.views import moved, shape_of
@@ -43,7 +43,7 @@ def attention(
         weights = s.pointwise(
             "keep", inner, lambda w, e: tirx.Select(e, cast_const(0, w), w), [weights, empty], [inner, torch.bool]
         )
-    made = multiply(s, s.tensor(weights, dtype), value, dtype)
+    made = product(s, s.tensor(weights, dtype), value, dtype)
     return s.reshape(made, shape_of(node))
 
 

@@ -68,14 +68,14 @@ def convolution(spatial: int) -> Emitter:
         from tvm import te, tirx
 
         reach, by = many(dilation, spatial), many(stride, spatial)
-        kernel = [int(n) for n in weight.tensor.shape[2:]]  # type: ignore[arg-type]
+        kernel = [int(n) for n in weight.tensor.shape[2:]]
         if padding == "same":
             before = [d * (n - 1) // 2 for d, n in zip(reach, kernel, strict=True)]
         else:
             before = many(0 if padding == "valid" else padding, spatial, 0)
         tensor, dtype = _batched(s, x, spatial), result_type(node)
         shape, inner = _full(node, spatial), wide(dtype)
-        outs, ins = int(weight.tensor.shape[0]), int(weight.tensor.shape[1])  # type: ignore[arg-type]
+        outs, ins = int(weight.tensor.shape[0]), int(weight.tensor.shape[1])
         per_group = outs // int(groups)  # type: ignore[arg-type]
 
         def build(k: Kernel, t: Any, w: Any) -> Any:
@@ -117,9 +117,9 @@ def transposed(spatial: int) -> Emitter:
         reach, by, before = many(dilation, spatial), many(stride, spatial), many(padding, spatial, 0)
         tensor, dtype = _batched(s, x, spatial), result_type(node)
         shape, inner = _full(node, spatial), wide(dtype)
-        kernel = [int(n) for n in weight.tensor.shape[2:]]  # type: ignore[arg-type]
+        kernel = [int(n) for n in weight.tensor.shape[2:]]
         ins = int(weight.tensor.shape[0]) // int(groups)  # type: ignore[arg-type]
-        per_group = int(weight.tensor.shape[1])  # type: ignore[arg-type]
+        per_group = int(weight.tensor.shape[1])
 
         def build(k: Kernel, t: Any, w: Any) -> Any:
             loops = _reduce(k, [ins, *kernel])
@@ -155,7 +155,7 @@ def any_convolution(
         made = transposed(spatial)(s, node, x, weight, bias, stride, padding, output_padding, groups, dilation)
     else:
         made = convolution(spatial)(s, node, x, weight, bias, stride, padding, dilation, groups)
-    return made  # type: ignore[no-any-return]
+    return made
 
 
 def max_pool(spatial: int) -> Emitter:
@@ -342,7 +342,7 @@ def adaptive_max(spatial: int) -> Emitter:
 def _scales(node: Node, size: Arg, scales: Sequence[Arg], spatial: int) -> list[float | None]:
     """Factors that the model gave, which torch then uses instead of the ratio of sizes."""
     given = scales[0] if len(scales) == 1 and isinstance(scales[0], tuple) else scales
-    found = [float(v) if isinstance(v, (int, float)) else None for v in given]  # type: ignore[union-attr]
+    found = [float(v) if isinstance(v, (int, float)) else None for v in given]
     return found if len(found) == spatial else [None] * spatial
 
 

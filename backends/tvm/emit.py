@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -268,7 +269,7 @@ class _Writer:
                 if not (isinstance(arg.type, ScalarType) and arg.type.expr is not None):
                     dtype, _ = kept_as(arg.type)
                     args.append(scope.tensor(operand, dtype).expr)
-            args += [scope.pack(name, lambda n=name: self._emission.packed[n]).expr for name in known.packed]
+            args += [scope.pack(name, partial(self._emission.packed.__getitem__, name)).expr for name in known.packed]
             if known.symbols:
                 args.append(scope.shape_of([_symbol(n) for n in known.symbols]))
             calls.append(relax.Call(known.function, args))

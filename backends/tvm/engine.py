@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -77,8 +76,3 @@ def _aligned(tensor: torch.Tensor) -> torch.Tensor:
     """Kernels read whole vectors: memory that does not begin on one is copied."""
     made = tensor.contiguous()
     return made if made.data_ptr() % 64 == 0 else made.clone()
-
-
-def threads_here() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

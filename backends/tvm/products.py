@@ -72,14 +72,7 @@ def matmul(s: Scope, node: Node, a: Value, b: Value, *_: Arg) -> Tensor:
         x = s.reshape(x, (1, *x.shape))
     if y.rank == 1:
         y = s.reshape(y, (*y.shape, 1))
-    return s.reshape(multiply(s, x, y, dtype), shape_of(node))
-
-
-def multiply(s: Scope, x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
-    """A product by the target's own kernel where it has one."""
-    own = s.emission.forms.product
-    made = own(s, x, y, dtype, False) if own is not None else None
-    return made if made is not None else product(s, x, y, dtype)
+    return s.reshape(product(s, x, y, dtype), shape_of(node))
 
 
 def linear(s: Scope, node: Node, x: Value, weight: Value, bias: Arg = None) -> Tensor:
@@ -87,10 +80,7 @@ def linear(s: Scope, node: Node, x: Value, weight: Value, bias: Arg = None) -> T
     dtype, tensor = result_type(node), s[x]
     if tensor.rank == 1:
         tensor = s.reshape(tensor, (1, *tensor.shape))
-    own = s.emission.forms.product
-    made = own(s, tensor, s[weight], dtype, True) if own is not None else None
-    if made is None:
-        made = product(s, tensor, s[weight], dtype, transposed=True)
+    made = product(s, tensor, s[weight], dtype, transposed=True)
     if bias is not None:
         made = s.pointwise("add", dtype, lambda v, b: v + b, [made, bias])
     return s.reshape(made, shape_of(node))
@@ -150,7 +140,7 @@ def _as_product(s: Scope, inputs: Sequence[tuple[Tensor, str]], result: str, nod
     a = permuted(s, x, [left.index(c) for c in (*batch, *rows, *summed)])
     b = permuted(s, y, [right.index(c) for c in (*batch, *summed, *columns)])
     made = [*batch, *rows, *columns]
-    return permuted(s, multiply(s, a, b, result_type(node)), [made.index(c) for c in result])
+    return permuted(s, product(s, a, b, result_type(node)), [made.index(c) for c in result])
 
 
 def bilinear(s: Scope, node: Node, a: Value, b: Value, weight: Value, bias: Arg = None) -> Tensor:

@@ -52,12 +52,10 @@ class Forms:
     Attributes:
         emitters: operators that get other kernels than the neutral ones.
         functions: how exp, erf and their like are computed.
-        product: ``(scope, a, b, dtype, b lies as [n, k])`` gives ``a @ b``, or ``None`` where it is no better.
     """
 
     emitters: Mapping[str, Emitter] = field(default_factory=dict)
     functions: Functions = field(default_factory=Functions)
-    product: Callable[..., Tensor | None] | None = None
 
 
 @dataclass
@@ -138,7 +136,7 @@ class Scope:
         key = ("tensor", id(have) if isinstance(have, Tensor) else repr((type(have), have)), dtype)
         if key not in self._made:
             self._made[key] = (self.pointwise("cast", dtype, lambda x: x, [have]), have)
-        return self._made[key][0]  # type: ignore[no-any-return]
+        return self._made[key][0]
 
     def kept(self, key: object, make: Callable[[], Any]) -> Any:
         """What was made before under a key, or is made now."""
@@ -377,7 +375,7 @@ class Scope:
                 elif isinstance(arg, (bool, int, float)):
                     value = literal(arg, wide(type_))
                 else:
-                    value = cast(k.dim(arg), wide(type_))  # type: ignore[arg-type]
+                    value = cast(k.dim(arg), wide(type_))
                 values.append(value)
             return cast(f(*values), dtype)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from backends.tvm.activations import ACTIVATIONS
 from backends.tvm.attention import ATTENTION
 from backends.tvm.convolutions import CONVOLUTIONS
 from backends.tvm.create import CREATE
@@ -18,7 +19,8 @@ from backends.tvm.sizes import SIZES
 from backends.tvm.views import VIEWS
 
 FAMILIES = (
-    POINTWISE, VIEWS, SIZES, CREATE, PRODUCTS, CONVOLUTIONS, ATTENTION, NORMS, REDUCTIONS, INDEXING, QUANTIZED,
+    POINTWISE, ACTIVATIONS, VIEWS, SIZES, CREATE, PRODUCTS, CONVOLUTIONS, ATTENTION, NORMS, REDUCTIONS, INDEXING,
+    QUANTIZED,
 )  # fmt: skip
 EMITTERS: Mapping[str, Emitter] = {name: emit for family in FAMILIES for name, emit in family.items()}
 

@@ -68,8 +68,8 @@ def transpose_matrix(s: Scope, node: Node, x: Value) -> Tensor:
 def movedim(s: Scope, node: Node, x: Value, source: Arg, destination: Arg) -> Tensor:
     """``aten.movedim``."""
     rank = x.tensor.rank
-    sources = [int(d) % rank for d in (source if isinstance(source, tuple) else (source,))]  # type: ignore[arg-type]
-    targets = [int(d) % rank for d in (destination if isinstance(destination, tuple) else (destination,))]  # type: ignore[arg-type]
+    sources = [int(d) % rank for d in (source if isinstance(source, tuple) else (source,))]
+    targets = [int(d) % rank for d in (destination if isinstance(destination, tuple) else (destination,))]
     order = [-1] * rank
     for a, b in zip(sources, targets, strict=True):
         order[b] = a
@@ -336,12 +336,14 @@ def meshgrid(s: Scope, node: Node, tensors: tuple[Value, ...], indexing: Arg = "
     order = list(range(len(tensors)))
     if indexing == "xy" and len(tensors) > 1:
         order[0], order[1] = 1, 0
-    return [
-        moved(
-            s, "meshgrid", s[t], v.tensor.shape, lambda k, index, a=order[i], r=t.tensor.rank: [index[a]] if r else []
-        )
-        for i, (t, v) in enumerate(zip(tensors, node.results, strict=True))
-    ]
+    made = []
+    for axis, tensor, value in zip(order, tensors, node.results, strict=True):
+
+        def move(k: Kernel, index: Sequence[Any], axis: int = axis, rank: int = tensor.tensor.rank) -> Sequence[Any]:
+            return [index[axis]] if rank else []
+
+        made.append(moved(s, "meshgrid", s[tensor], value.tensor.shape, move))
+    return made
 
 
 def unfold(s: Scope, node: Node, x: Value, dim: int, size: int, step: int) -> Tensor:

@@ -69,7 +69,8 @@ def _windows(s: Scope, node: Node, x: Value, kernel: Sequence[int], stride: Arg,
         depth *= n
 
     def body(k: Kernel, index: Sequence[Any], t: Any) -> Any:
-        rest, taps = index[-1], []
+        taps: list[Any] = []
+        rest = index[-1]
         for n in reversed(size):
             taps.insert(0, tirx.floormod(rest, n))
             rest = tirx.floordiv(rest, n)

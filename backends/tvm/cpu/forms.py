@@ -178,9 +178,8 @@ def attention(
     if added is not None and added.rank < 4:
         added = s.reshape(added, (*[1] * (4 - added.rank), *added.shape))
     turned = _turning_user(node)
-    made = own_attention.attention(
-        s, cpu, *(_heads(s, value) for value in (q, k, v)), added, by, bool(is_causal), turned is not None
-    )
+    query, key, value = (_heads(s, t) for t in (q, k, v))
+    made = own_attention.attention(s, cpu, query, key, value, added, by, bool(is_causal), turned is not None)
     if turned is None:
         return made
     s.ahead[turned] = [made]
@@ -193,7 +192,7 @@ def _attends(cpu: Cpu, q: Value, k: Value, v: Value, mask: Tensor | None, groupe
     heads, shared, depth, wide = (t.tensor.shape[i] for t, i in ((q, 1), (k, 1), (q, 3), (v, 3)))
     if not all(isinstance(d, int) for d in (heads, shared, depth, wide)) or v.tensor.shape[1] != shared:
         return False
-    if (heads != shared and not grouped) or int(wide) % cpu.lanes:  # type: ignore[arg-type]
+    if (heads != shared and not grouped) or int(wide) % cpu.lanes:
         return False
     if q.tensor.shape[0] != k.tensor.shape[0] or k.tensor.shape[0] != v.tensor.shape[0]:
         return False

@@ -93,7 +93,7 @@ def linear(
 
 
 def _padded_bias(s: Scope, name: str, bias: torch.Tensor, panels: Tensor) -> Tensor:
-    count, width = int(panels.shape[0]), int(panels.shape[-1])  # type: ignore[arg-type]
+    count, width = int(panels.shape[0]), int(panels.shape[-1])
 
     def make() -> torch.Tensor:
         padded = torch.zeros(count * width)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -152,7 +153,7 @@ def linear(
     panels = s.pack(f"{name}:int8x{group}x{width}", lambda: packed_weight(content, width, group))
     count, words = q.shape[0], q.shape[1]
     assert isinstance(words, int)
-    deep, many = words * 4, int(panels.shape[0])  # type: ignore[arg-type]
+    deep, many = words * 4, int(panels.shape[0])
     sums = content.to(torch.int32).sum(1, dtype=torch.int32)
     start = sums if steps.range_ is not None else sums * -steps.zero
 
@@ -161,7 +162,7 @@ def linear(
         padded[:outs] = tensor
         return padded.reshape(many, width)
 
-    first_, by_ = (s.pack(f"{name}:{w}{width}", lambda t=t: vector(t)) for w, t in (("start", start), ("scale", scale)))
+    first_, by_ = (s.pack(f"{name}:{w}{width}", partial(vector, t)) for w, t in (("start", start), ("scale", scale)))
     inputs = [q, panels, first_, by_]
     if bias is not None:
         inputs.append(s.pack(f"{name}:bias{width}", lambda: vector(bias)))
