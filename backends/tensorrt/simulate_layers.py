@@ -114,9 +114,7 @@ def _slice(trt: Any, layer: Any, inputs: Sequence[Tensor]) -> Tensor:
     x = inputs[0]
     given = [*inputs, *[None] * (6 - len(inputs))]
     plain = [layer.start, layer.shape, layer.stride]
-    start, size, stride = (
-        [int(v) for v in (given[i + 1] if given[i + 1] is not None else plain[i])] for i in range(3)
-    )
+    start, size, stride = ([int(v) for v in (given[i + 1] if given[i + 1] is not None else plain[i])] for i in range(3))
     mode = _word(layer.mode)
     outside = torch.zeros((), dtype=torch.bool)
     for axis, (begin, count, step) in enumerate(zip(start, size, stride, strict=True)):
@@ -125,7 +123,7 @@ def _slice(trt: Any, layer: Any, inputs: Sequence[Tensor]) -> Tensor:
             continue
         places = begin + step * torch.arange(count)
         if mode == "STRICT_BOUNDS":
-            assert not count or (0 <= int(places.min()) and int(places.max()) < have), f"{layer.name}: out of bounds"
+            assert not count or (int(places.min()) >= 0 and int(places.max()) < have), f"{layer.name}: out of bounds"
         elif mode == "WRAP":
             places = places % have
         elif mode == "CLAMP":
