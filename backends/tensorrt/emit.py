@@ -69,7 +69,7 @@ def emit_all(graph: Graph, device: Device, package: str | None = None) -> tuple[
         flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     definition = builder.create_network(flags)
     definition.name = graph.name or "model"  # the default counts networks, and the bytes with it
-    network = Network(graph, "tensorrt", {}, "", trt=trt, definition=definition, log=log, kinds=KINDS)
+    network = Network(graph, "tensorrt", {}, "", device=device, trt=trt, definition=definition, log=log, kinds=KINDS)
     writer = _NetworkWriter(network, device)
     emitted = writer.emitted()
     return emitted, [fault for fault in writer.faults if not fault.reason.startswith(NOTHING)]

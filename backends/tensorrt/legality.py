@@ -20,10 +20,6 @@ _FROM: Mapping[torch.dtype, tuple[int, str]] = {
     torch.bfloat16: (80, "bfloat16 from compute capability 8.0; use float16"),
     torch.float8_e4m3fn: (89, "fp8 from compute capability 8.9; use int8"),
 }
-_PRODUCTS = frozenset({
-    "linear", "matmul", "mm", "bmm", "mv", "dot", "vdot", "addmm", "baddbmm", "addmv", "einsum", "bilinear",
-    "scaled_dot_product_attention",
-})  # fmt: skip
 _NARROW_ONLY: Mapping[str, tuple[int, str]] = {
     "penstock.dequantize_int4.default": (80, "int4 from compute capability 8.0; use int8"),
     "penstock.fp8_linear.default": (89, "fp8 from compute capability 8.9; use int8"),
@@ -53,8 +49,6 @@ def node_fault(node: Node, device: Device, trt: Any) -> str:
             return why
     if any(_stranded(v) for v in (*node.operands, *node.results)):
         return "TensorRT has uint8 at the inputs and outputs of a model only; use int32 within"
-    if device.capability == 75 and _is_product(node) and node.results[0].tensor.dtype == torch.float32:
-        return f"{device.name} has no float32 products in TensorRT; build in float16"
     return ""
 
 
@@ -65,10 +59,6 @@ def _stranded(value: Value) -> bool:
     if value.producer is None:
         return not all(user.op.name in CONVERSIONS or user.op.name in _NARROW_ONLY for user in value.uses)
     return value.producer.op.name not in CONVERSIONS or any(user.op is not RETURN for user in value.uses)
-
-
-def _is_product(node: Node) -> bool:
-    return node.op.name.count(".") == 2 and node.op.name.split(".")[1] in _PRODUCTS
 
 
 def why_not(device: Device, rtx: bool) -> str:

@@ -49,7 +49,7 @@ def test_why_not(capability: int, words: str) -> None:
     assert words in TENSORRT.why_not(Device("x", "cuda", capability))
 
 
-@pytest.mark.parametrize("capability", (75, 80, 86, 89, 120, 121))
+@pytest.mark.parametrize("capability", [75, 80, 86, 89, 120, 121])
 def test_what_it_builds_for(capability: int) -> None:
     assert TENSORRT.why_not(Device("x", "cuda", capability)) == ""
     assert TENSORRT.why_not(Device()) == "tensorrt builds for NVIDIA GPUs only"
@@ -125,7 +125,7 @@ def test_equal_builds_give_equal_bytes(tmp_path: Path) -> None:
 
 def test_builder_that_takes_too_long(tmp_path: Path) -> None:
     graph = _graph()
-    with pytest.raises(ResourceError, match="did not finish within 0.2 s"):
+    with pytest.raises(ResourceError, match=r"did not finish within 0\.2 s"):
         TENSORRT.build(graph, _folder(graph, tmp_path), BuildOptions(L4, timeout=0.2))
 
 
@@ -149,7 +149,7 @@ def test_plan_for_another_machine() -> None:
     assert "pip install tensorrt-rtx==1.7.1.116" in caught.value.hint
 
 
-@pytest.mark.parametrize("content", ("", "{}", "[]", '{"schema": 1, "package": 3}'))
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"schema": 1, "package": 3}'])
 def test_requirements_that_are_none(content: str, tmp_path: Path) -> None:
     (tmp_path / "engine.json").write_text(content)
     (tmp_path / "engine.plan").touch()
