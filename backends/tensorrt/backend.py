@@ -19,6 +19,7 @@ class TensorRT(Backend):
 
     name = "tensorrt"
     install = INSTALL
+    rows = "bucketed"
 
     def version(self) -> str | None:
         """Version of ``tensorrt_rtx``, or of datacenter ``tensorrt``."""
