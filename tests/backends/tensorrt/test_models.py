@@ -77,7 +77,11 @@ def test_plans_are_built_in_half_precision(place: int, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [("compaction", "a shape that the data decides"), ("recurrent", "no form of LSTM"), ("custom_op", "no ONNX form")],
+    [
+        ("compaction", "a shape that the data decides"),
+        ("recurrent", "no form of LSTM"),
+        ("custom_op", "no TensorRT form"),
+    ],
 )
 def test_models_that_are_refused(name: str, words: str) -> None:
     assert words in " ".join(map(str, emit_all(_captured(name)[1], A100)[1]))
