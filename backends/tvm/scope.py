@@ -189,7 +189,9 @@ class Scope:
 
         k = Kernel()
         inputs = list(dict.fromkeys(inputs)) if len(set(inputs)) == len(inputs) else list(inputs)
-        holders = [te.placeholder(k.shape(t.shape), dtype=name_of(t.dtype), name=f"x{i}") for i, t in enumerate(inputs)]
+        holders = [
+            te.placeholder(k.shape(t.shape), dtype=name_of(t.dtype), name=f"x{i}") for i, t in enumerate(inputs)
+        ]
         made = build(k, *holders)
         outputs = list(made) if isinstance(made, (list, tuple)) else [made]
         loose = self._loose(k, inputs)
@@ -206,7 +208,7 @@ class Scope:
     ) -> list[Tensor]:
         """A kernel of statements: ``build(kernel, *buffers)`` writes the loops; ``sizes`` names more sizes it reads."""
         from tvm.script.ir_builder import IRBuilder
-        from tvm.tirx.script.builder import ir as I  # noqa: N812
+        from tvm.tirx.script.builder import ir as I  # noqa: E741, N812
 
         k = Kernel()
         tensors = [(t.dtype, t.shape) for t in inputs]

@@ -22,6 +22,7 @@ _TILES = {16: (8, 48), 8: (6, 16), 4: (4, 8)}  # lanes -> rows and columns that 
 _BLOCK = 64  # rows of a task
 
 
+
 @dataclass(frozen=True)
 class Epilogue:
     """What happens to a result before it is stored.
@@ -86,9 +87,7 @@ def linear(
             with serial(depth) as step:
                 for i in range(height):
                     for j in range(vectors):
-                        acc[i, j] = acc[i, j] + spread(a[row + i, step], lanes) * read(
-                            b, [panel, step, j * lanes], lanes
-                        )
+                        acc[i, j] = acc[i, j] + spread(a[row + i, step], lanes) * read(b, [panel, step, j * lanes], lanes)
             finish(acc)
 
         walk(k.dim(count), outs, width, rows, cpu.lanes, tile, store(out, epilogue.activation, added, width))
@@ -111,9 +110,7 @@ def _padded_bias(s: Scope, name: str, bias: torch.Tensor, panels: Tensor) -> Ten
 def store(out: Any, activation: Callable[[Any], Any] | None, added: Any, width: int) -> Any:
     """Write a finished tile: ``(tile, row, panel, columns, transform)``."""
 
-    def run(
-        acc: Tile, row: Any, panel: Any, columns: int, change: Callable[[Any, int, int], Any] | None = None
-    ) -> None:
+    def run(acc: Tile, row: Any, panel: Any, columns: int, change: Callable[[Any, int, int], Any] | None = None) -> None:
         lanes = acc.lanes
         for i in range(acc.rows):
             for j in range(acc.vectors):
@@ -189,13 +186,13 @@ def _smaller(rows: int) -> Sequence[int]:
 
 def serial(stop: Any) -> Any:
     """A loop from zero."""
-    from tvm.tirx.script.builder import ir as I  # noqa: N812
+    from tvm.tirx.script.builder import ir as I  # noqa: E741, N812
 
     return I.serial(index(0), index(stop) if isinstance(stop, int) else stop)
 
 
 def parallel(stop: Any) -> Any:
     """A loop from zero over the threads."""
-    from tvm.tirx.script.builder import ir as I  # noqa: N812
+    from tvm.tirx.script.builder import ir as I  # noqa: E741, N812
 
     return I.parallel(index(0), index(stop) if isinstance(stop, int) else stop)

@@ -217,9 +217,7 @@ def _accumulate(acc: Tile, a: Any, b: Any, panel: Any, row: Any, deep: int, grou
             for i in range(acc.rows):
                 four = tirx.reinterpret(f"int8x{4 * lanes}", spread(a[row + i, step], lanes))
                 for j in range(acc.vectors):
-                    acc[i, j] = _intrinsic(
-                        f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", acc[i, j].ty.dtype, acc[i, j], four, weights(step, j)
-                    )
+                    acc[i, j] = _intrinsic(f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", acc[i, j].ty.dtype, acc[i, j], four, weights(step, j))
         return
     with serial(deep // 4) as word:
         for part in range(4 // group):

@@ -117,7 +117,9 @@ def _scheduled(schedule: Any, product: Any, intrinsics: dict[str, str], aligned:
     schedule.tensorize(schedule.get_loops(product)[-3], intrinsics["multiply"])
 
     dlight.auto_inline_consumer_chain(schedule, result)
-    _, lane, vector = schedule.split(schedule.fuse(*schedule.get_loops(result)[-2:]), factors=[None, _WARP, _VECTOR])
+    _, lane, vector = schedule.split(
+        schedule.fuse(*schedule.get_loops(result)[-2:]), factors=[None, _WARP, _VECTOR]
+    )
     schedule.bind(lane, "threadIdx.x")
     schedule.vectorize(vector)
     return schedule
