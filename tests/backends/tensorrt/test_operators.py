@@ -19,11 +19,10 @@ L4 = Device("l4", "cuda", 89)
 _TOGETHER = 32
 REASONS = (
     "no float64", "uint8 at the inputs", "no form of Bitwise", "a product of whole numbers", "a dilated max pool",
-    "which TensorRT divides otherwise", "a shape that the data decides", "a scatter that reduces", "no form of GRU",
-    "no form of LSTM", "no form of RNN",
+    "which TensorRT divides otherwise", "a shape that the data decides", "a scatter that reduces",
 )  # fmt: skip
 """What TensorRT cannot do, as the refusals say it. A new reason must be written down here."""
-MOST_REFUSED = 40
+MOST_REFUSED = 32
 
 
 @cache
