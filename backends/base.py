@@ -89,7 +89,8 @@ class FlowProof:
 
     Attributes:
         node: ``cond`` or ``while`` (or ``rows``), and where in the user's model.
-        lowering: what the engine got: ``if``, ``loop``, ``unrolled``, ``segments``, ``masked``, ``compacted``.
+        lowering: what the engine got: ``if``, ``loop``, ``unrolled``, ``segments``, ``masked``, ``compacted``,
+            ``bucketed``.
         evidence: ``measured``, ``structural`` (read from the built engine) or ``none``.
         detail: one sentence of what was seen.
         seconds: where measured: time of the engine by path (``taken``, ``untaken``, ``full``).
@@ -145,7 +146,8 @@ class Backend(ABC):
     install: ClassVar[str]
     """The one command that brings a missing one."""
     rows: ClassVar[str] = "masked"
-    """How ``rows`` is written out for it (``ir.rows.MODES``): compacted where sizes may depend on the data."""
+    """How it gets ``rows``: compacted where sizes may depend on the data, else masked (``ir.rows.MODES``); or bucketed:
+    cut into segments, which the host runs on the live rows in a few sizes (``backends.buckets``)."""
     patient: ClassVar[bool] = False
     """Builds for half a minute and more: it takes part in ``--engine auto`` only where it is asked to."""
 

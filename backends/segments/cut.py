@@ -30,8 +30,10 @@ from ir import (
     Value,
     interpret,
 )
+from ir.dims import upper_bound
 from ir.errors import UnsupportedError
 from ir.rows import groups, rows_symbol
+from ir.rowwise import mixing
 from ir.text import name_values
 from ir.types import DTYPE_NAMES
 
@@ -51,18 +53,18 @@ def has_regions(graph: Graph) -> bool:
     return any(node.regions for node in graph)
 
 
-def cut(graph: Graph) -> Cut:
-    """The segments of a graph.
+def cut(graph: Graph, bucketed: bool = False) -> Cut:
+    """The segments of a graph; ``bucketed``: regions of ``rows`` run in the sizes of ``backends.buckets``.
 
     Raises:
         UnsupportedError: the graph returns what no tensor can hold, or a region operator is not known here.
     """
-    return _Cutter(graph).whole()
+    return _Cutter(graph, bucketed).whole()
 
 
 class _Cutter:
-    def __init__(self, graph: Graph) -> None:
-        self._graph = graph
+    def __init__(self, graph: Graph, bucketed: bool) -> None:
+        self._graph, self._bucketed = graph, bucketed
         self._names = name_values(graph)
         self._known: dict[Value, Held | Value] = {}  # a param is known as itself, the param of the whole graph
         self._weights: dict[str, str] = {}
@@ -171,14 +173,13 @@ class _Cutter:
         live, carried, beside, closed = groups(node)
         region = node.regions[0]
         given = (*carried, *beside)
-        size = live.tensor.shape[0]
-        most = self._graph.dims[size.name].max if not isinstance(size, int) and size.name in self._dims else None
-        self._bounds[rows_symbol(node)] = DimRange(1, size if isinstance(size, int) else most)
+        self._bounds[rows_symbol(node)] = DimRange(1, upper_bound(live.tensor.shape[0], self._graph.dims))
         inner = self._hold(region.args[: len(given)])
         self._bind(region.args[len(given) :], closed)
         steps, results = self._block(region, [True] * len(carried))
         side = Side(tuple(steps), tuple(results))
-        return Rows(self._name(live), tuple(map(self._name, given)), inner, side, self._hold(node.results))
+        padded = self._bucketed and not mixing(node)  # rows of padding may not touch the others
+        return Rows(self._name(live), tuple(map(self._name, given)), inner, side, self._hold(node.results), padded)
 
     def _bind(self, inner: Sequence[Value], outer: Sequence[Value]) -> None:
         """Let arguments of a region stand for what they are outside."""

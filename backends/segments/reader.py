@@ -161,7 +161,7 @@ def _loop(raw: object, at: str, count: int, defined: set[str], depth: int) -> Lo
 
 
 def _rows(raw: object, at: str, count: int, defined: set[str], depth: int) -> Rows:
-    entry = _keys(raw, ("rows", "given", "inner", "do", "results", "drop"), at)
+    entry = _keys(raw, ("rows", "given", "inner", "do", "results", "padded", "drop"), at)
     live, given = _read(entry["rows"], f"{at}.rows", defined), _reads(entry["given"], f"{at}.given", defined)
     inner = _names(entry["inner"], f"{at}.inner")
     within = defined | set(inner)
@@ -173,7 +173,8 @@ def _rows(raw: object, at: str, count: int, defined: set[str], depth: int) -> Ro
         raise _fault(at, "as many results are needed as values to put them into, or fewer")
     defined &= within  # what the side drops is there no longer, whether it ran or not
     defined.update(results)
-    return Rows(live, given, inner, side, results, _names(entry["drop"], f"{at}.drop"))
+    padded = _expect(entry["padded"], bool, f"{at}.padded")
+    return Rows(live, given, inner, side, results, padded, _names(entry["drop"], f"{at}.drop"))
 
 
 def _read_side(raw: object, at: str, count: int, defined: set[str], depth: int) -> Side:

@@ -61,6 +61,7 @@ class Rows:
     """Gather the live rows, run the side on them, put its results back; with no live row the side is not started.
 
     Attributes:
+        padded: whether the side runs in the sizes of ``backends.buckets`` only, its rows padded up to the next.
         live: one truth value per row.
         given: values of that many rows; the first of them, one per result, are what the results replace rows of.
         inner: what the side calls their live rows.
@@ -73,6 +74,7 @@ class Rows:
     inner: tuple[str, ...]
     side: Side
     results: tuple[str, ...]
+    padded: bool = False
     drop: tuple[str, ...] = ()
 
 
@@ -132,7 +134,7 @@ def _plain(step: Step) -> dict[str, Any]:
             made = {"while": _side(step.test), "carried": step.carried, "start": step.start, "do": _side(step.body)}
         case Rows():
             made = {"rows": step.live, "given": step.given, "inner": step.inner, "do": _side(step.side)}
-            made["results"] = step.results
+            made |= {"results": step.results, "padded": step.padded}
     return {**made, "drop": step.drop}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from backends.base import Engine
+from backends.buckets import padded
 from backends.segments.schedule import Branch, Loop, Rows, Run, Schedule, Side, Step
 from ir.types import DTYPES
 
@@ -70,11 +71,12 @@ class Scheduler(Engine):
         if not count:
             values.update(zip(step.results, given, strict=False))
             return
-        picked = given if count == rows else [tensor.index_select(0, index) for tensor in given]
+        places = padded(index, rows) if step.padded else index
+        picked = given if count == rows else [tensor.index_select(0, places) for tensor in given]
         values.update(zip(step.inner, picked, strict=True))
         made = self._side(step.side, values)
         if count != rows:
-            made = [old.index_copy(0, index, new) for old, new in zip(given, made, strict=False)]
+            made = [old.index_copy(0, index, new[:count]) for old, new in zip(given, made, strict=False)]
         values.update(zip(step.results, made, strict=True))
 
     def _side(self, side: Side, values: dict[str, torch.Tensor]) -> list[torch.Tensor]:

@@ -17,7 +17,7 @@ import torch
 
 from backends import WEIGHTS_FILE, Backend, BuildOptions, backend
 from backends.rows import Prepared, prepared
-from backends.segments import has_regions, is_segmented, refusals, simulated_segments
+from backends.segments import has_regions, is_segmented, ready_for, refusals, simulated_segments
 from compiler.job import Job
 from compiler.select.compare import distance
 from compiler.select.lowering import build_unmeasured, listing
@@ -59,7 +59,7 @@ def build_ahead(job: Job, with_: Backend, folder: Path, done: Builds) -> tuple[l
             made.append(replace(entry, why=f"predicted {times[0]:.3g} ms, {winner.variant} {times[1]:.3g} ms"))
             continue
         try:
-            ready = prepared(job.graphs[variant], with_)
+            ready = ready_for(job.graphs[variant], with_, device, whole=kit)
             refused, left = refusals(ready.graph, with_, device)
             refused = [*ready.refused] or (refused if kit else left)  # a kit is finished whole
             if refused:
