@@ -107,8 +107,10 @@ def fmod(s: Scope, node: Node, a: Arg, b: Arg) -> str:
 
 def power(s: Scope, node: Node, a: Arg, b: Arg) -> str:
     """``aten.pow``; the exponents that models use become cheaper operators."""
-    dtype = result_type(node)
-    x = s.tensor(a, dtype)
+    narrow = result_type(node)
+    dtype, (x, y) = pair(s, narrow, a, b)
+    if dtype != narrow:
+        return s.cast(s.op("Pow", x, y), dtype, narrow)
     if b == 2:
         return s.op("Mul", x, x)
     if b == 1:
@@ -117,7 +119,7 @@ def power(s: Scope, node: Node, a: Arg, b: Arg) -> str:
         return s.op("Sqrt", x)
     if b == -0.5:
         return s.op("Reciprocal", s.op("Sqrt", x))
-    return s.op("Pow", x, s.tensor(b, dtype))
+    return s.op("Pow", x, y)
 
 
 def rsqrt(s: Scope, node: Node, x: Value) -> str:

@@ -109,7 +109,8 @@ class Scope:
     def const(self, value: Any, dtype: torch.dtype) -> str:
         """A literal: a number, a list, or a small tensor."""
         try:
-            tensor = torch.as_tensor(value).to(dtype).contiguous()
+            exact = torch.as_tensor(value, dtype=torch.float64) if isinstance(value, float) else torch.as_tensor(value)
+            tensor = exact.to(dtype).contiguous()
         except (OverflowError, RuntimeError) as error:
             raise Refused(f"{value!r} is no {dtype}") from error
         content = bytes(raw_bytes(tensor))
