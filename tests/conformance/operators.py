@@ -1,0 +1,81 @@
+"""Cells of operators: each call of the table at each element type that torch itself computes it in."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from ir import PenstockError, interpret
+from tests.backends.cases import SIZES, Built, Call
+from tests.backends.operators import FAMILIES
+
+FLOATS, WHOLES = ("f32", "f16", "bf16", "f64"), ("i64", "i32", "i8", "u8", "bool")
+COLUMNS = (*FLOATS, *WHOLES, "f32!", "i64!")
+"""Element types; with ``!`` the content is extreme: NaN, infinities, negative zero; beyond 32 bits."""
+ODD = ("pointwise", "reductions", "products", "norms", "decomposed")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A call of the table at one element type."""
+
+    family: str
+    form: str
+    column: str
+    call: Call
+
+    @property
+    def op(self) -> str:
+        """Name of the operator."""
+        return self.call.name
+
+
+@lru_cache(maxsize=1)
+def cells() -> Mapping[tuple[str, str], tuple[Cell, ...]]:
+    """By family and column: cells of one group go into one graph."""
+    return {
+        (family, column): tuple(_cells(family, column))
+        for family in FAMILIES
+        for column in COLUMNS
+    }
+
+
+def _cells(family: str, column: str) -> Iterator[Cell]:
+    dtype, odd = column.rstrip("!"), column.endswith("!")
+    if odd and family not in ODD:
+        return
+    seen = set()
+    for call in FAMILIES[family]:
+        lead = call.lead
+        if not lead and column != "f32" or lead and lead not in FLOATS and dtype in FLOATS:
+            continue
+        made = call.at(dtype, "!" if odd else "") if lead else call
+        if odd and (repr(made) == repr(call.at(dtype)) or _undefined(made)):
+            continue
+        if call.form in seen or not _torch_has(made):
+            continue
+        seen.add(call.form)
+        yield Cell(family, call.form, column, made)
+
+
+def _undefined(call: Call) -> bool:
+    """Conversion of numbers out of range: C++ says nothing about them, and torch differs between machines."""
+    to = [a for a in (*call.args, *call.kwargs.values()) if isinstance(a, torch.dtype)]
+    return bool(to) and not to[0].is_floating_point and to[0] != torch.bool
+
+
+def _torch_has(call: Call) -> bool:
+    """Whether torch has a kernel: its meta kernel may promise more."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            built = Built([call])
+            for seed, sizes in enumerate(SIZES):
+                interpret(built.graph, built.inputs(sizes, seed))
+        except (PenstockError, RuntimeError, TypeError, ValueError, IndexError, NotImplementedError, ArithmeticError):
+            return False
+    return True

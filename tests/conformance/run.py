@@ -1,0 +1,94 @@
+"""Run cells on an engine: many in one graph, since building costs more than running; a graph that fails is halved."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backends import Backend, Unsupported, backend
+from ir import Graph, PenstockError, interpret
+from ir.errors import UnsupportedError
+from ir.weights import save
+from tests.backends.cases import SIZES, Built
+from tests.conformance.judge import EXACT, Verdict, compare, worst
+from tests.conformance.operators import Cell
+
+
+def judge_cells(engine: str, cells: Sequence[Cell], together: int = 32) -> dict[Cell, Verdict]:
+    """A verdict per cell."""
+    found: dict[Cell, Verdict] = {}
+    for start in range(0, len(cells), together):
+        found |= _judge(backend(engine), cells[start : start + together])
+    return found
+
+
+def _judge(chosen: Backend, cells: Sequence[Cell]) -> dict[Cell, Verdict]:
+    if not cells:
+        return {}
+    built = Built([c.call for c in cells])
+    refused = _refusals(chosen.unsupported(built.graph), built, len(cells))
+    if refused:
+        found = {cells[i]: Verdict("refused", reason) for i, reason in refused.items()}
+        return found | _judge(chosen, [c for c in cells if c not in found])
+    try:
+        verdicts = _run(chosen, built, len(cells))
+    except PenstockError as error:
+        if len(cells) > 1:
+            half = len(cells) // 2
+            return _judge(chosen, cells[:half]) | _judge(chosen, cells[half:])
+        kind = "refused" if isinstance(error, UnsupportedError) else "crash"
+        return {cells[0]: Verdict(kind, error.what)}
+    return dict(zip(cells, verdicts, strict=True))
+
+
+def _refusals(faults: Sequence[Unsupported], built: Built, count: int) -> dict[int, str]:
+    """Which call is refused, and why; a fault that names none of them refuses all."""
+    found: dict[int, str] = {}
+    for fault in faults:
+        place, _, number = fault.origin.partition(" ")[0].partition(".")
+        at = int(number) if place == "call" and number.isdigit() else built.owners.get(fault.origin)
+        for index in range(count) if at is None else (at,):
+            found.setdefault(index, fault.reason)
+    return found
+
+
+def _run(chosen: Backend, built: Built, count: int) -> list[Verdict]:
+    verdicts = [EXACT] * count
+    with tempfile.TemporaryDirectory() as folder:
+        engine = loaded(chosen, built.graph, Path(folder))
+        for seed, sizes in enumerate(SIZES):
+            inputs = built.inputs(sizes, seed)
+            want, got = interpret(built.graph, inputs), engine(inputs)
+            for name, tensor in want.items():
+                at = built.owners[name]
+                verdicts[at] = worst(verdicts[at], compare(tensor, got[name], chosen.deviations))
+    return verdicts
+
+
+def loaded(chosen: Backend, graph: Graph, folder: Path) -> Any:
+    """Build and load, one thread."""
+    save(graph.weights, folder / "weights.safetensors")
+    chosen.build(graph, folder)
+    return chosen.load(folder, 1)
+
+
+def judge_graph(engine: str, graph: Graph, runs: Sequence[tuple[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]]]) -> Verdict:
+    """A verdict on a whole graph: inputs, and what is expected of them."""
+    chosen = backend(engine)
+    faults = chosen.unsupported(graph)
+    if faults:
+        return Verdict("refused", "; ".join(sorted({f"{f.op}: {f.reason}" for f in faults})))
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            run, verdict = loaded(chosen, graph, Path(folder)), EXACT
+            for inputs, want in runs:
+                got = run(inputs)
+                for name, tensor in want.items():
+                    verdict = worst(verdict, compare(tensor, got[name], chosen.deviations))
+    except PenstockError as error:
+        return Verdict("crash", error.what)
+    return verdict
