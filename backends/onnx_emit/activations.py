@@ -101,7 +101,7 @@ def prelu(s: Scope, node: Node, x: Value, weight: Value) -> str:
     rank, slope = x.tensor.rank, s[weight]
     if weight.tensor.rank == 1 and rank > 2 and weight.tensor.shape != (1,):
         slope = s.op("Reshape", slope, s.ints(-1, *[1] * (rank - 2)))
-    return s.op("Where", s.op("Less", s[x], s.const(0, result_type(node))), s.op("Mul", s[x], slope), s[x])
+    return s.op("Where", s.op("Greater", s[x], s.const(0, result_type(node))), s[x], s.op("Mul", s[x], slope))
 
 
 def glu(s: Scope, node: Node, x: Value, dim: int = -1) -> str:
@@ -113,8 +113,8 @@ def glu(s: Scope, node: Node, x: Value, dim: int = -1) -> str:
 def threshold(s: Scope, node: Node, x: Value, limit: Arg, value: Arg) -> str:
     """``x`` above the limit, else a number."""
     dtype = result_type(node)
-    above = s.op("Greater", s[x], s.tensor(limit, dtype))
-    return s.op("Where", above, s[x], s.tensor(value, dtype))
+    below = s.op("LessOrEqual", s[x], s.tensor(limit, dtype))  # NaN stays
+    return s.op("Where", below, s.tensor(value, dtype), s[x])
 
 
 def logit(s: Scope, node: Node, x: Value, eps: Arg = None) -> str:

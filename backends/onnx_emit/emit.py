@@ -173,10 +173,10 @@ class _Writer:
                 return conditional(scope, node, self.block)
             if node.op is WHILE:
                 return loop(scope, node, self.block)
-            if node.op.name not in EMITTERS:
-                return self._decomposed(scope, node)
             if why := type_fault(scope.flavor, node):
                 raise Refused(why)
+            if node.op.name not in EMITTERS:
+                return self._decomposed(scope, node)
             made = EMITTERS[node.op.name](scope, node, *_positional(node))
         except Refused as refused:
             self.faults.append(Unsupported(node.op.name, str(node.origin), str(refused)))

@@ -1,8 +1,9 @@
 """A short notation for calls of operators, and the graph that holds many of them.
 
 ``"f32[n,4]"`` is an input (sizes ``n`` and ``m`` are dynamic), ``"%f32[4]"`` a weight; ``"i64[n]<5"`` holds 0..4,
-``"i64[n]~"`` -3..2, ``"f32[n]+"`` what is positive, ``"f32[n]#"`` no number twice, ``"f32[n]!"`` also NaN, infinities
-and other extremes; ``"$0"`` is the first tensor of the call again, ``"size:n"`` a size.
+``"i64[n]~"`` -3..2, ``"f32[n]+"`` what is positive, ``"f32[n]#"`` no number twice, ``"f32[n]!"`` also infinities
+and other extremes, ``"f32[n]?"`` also NaN, ``"i64[n]^"`` numbers of 30 bits; ``"$0"`` is the first tensor of the call
+again, ``"size:n"`` a size.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from ir import Arg, DimRange, Graph, Origin, Output, TensorType, Value, op, symb
 from ir.types import DTYPES
 from ir.weights import save
 
-_TENSOR = re.compile(r"^(%?)(f64|f32|f16|bf16|i64|i32|i16|i8|u8|bool)\[([\w, ]*)\](<-?\d+|[+!~#])?$")
+_TENSOR = re.compile(r"^(%?)(f64|f32|f16|bf16|i64|i32|i16|i8|u8|bool)\[([\w, ]*)\](<-?\d+|[+!?~#^])?$")
 _FLOATS = ("f64", "f32", "f16", "bf16")
 _STATISTICS = ("max_pool2d_with_indices", "native_group_norm", "batch_norm", "adaptive_max")
-ODD = (float("nan"), float("inf"), -0.0, float("-inf"), 3.4e38, 0.0, -1e30, 1e-30, 90.0, -104.0, 1e-40)
-"""Of float32, the last one denormal."""
+ODD = (float("inf"), -0.0, 1e-40, float("-inf"), 1e18, 0.0, -1e18, 1e-30, 90.0, -104.0)
+"""Of float32; one is denormal. Squares of the large ones are still numbers."""
 EXTREMES = (2**31, -(2**31) - 1, 2**40 + 1, 2**53 + 1, -(2**62))
 SIZES = ({"n": 5, "m": 3}, {"n": 1, "m": 7})
 
@@ -155,6 +156,8 @@ def filled(dtype: torch.dtype, shape: Sequence[int], kind: str, seed: int) -> to
         return (torch.randperm(count, generator=generator) - count // 2).reshape(shape).to(dtype)
     if dtype == torch.bool:
         return integers(0, 2)
+    if kind == "^":
+        return integers(2**28, 2**30)
     if not dtype.is_floating_point and kind == "!":
         return _strewn(integers(-9, 10), EXTREMES, seed)
     if not dtype.is_floating_point:
@@ -162,7 +165,8 @@ def filled(dtype: torch.dtype, shape: Sequence[int], kind: str, seed: int) -> to
     made = torch.randn(shape, generator=generator, dtype=torch.float64)
     if kind == "+":
         made = made.abs() * 0.7 + 0.05
-    return _strewn(made, ODD, seed).to(dtype) if kind == "!" else made.to(dtype)
+    odd = {"!": ODD, "?": (float("nan"), 0.5)}.get(kind)
+    return (made if odd is None else _strewn(made, odd, seed)).to(dtype)
 
 
 def _strewn(plain: torch.Tensor, odd: Sequence[float], seed: int) -> torch.Tensor:
