@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 
 from ir import Graph
+from ir.errors import MissingError
 
 WEIGHTS_FILE = "weights.safetensors"
 """Lies beside the payload of every engine; payloads refer to it, so weights are on disk once."""
@@ -143,6 +144,8 @@ class Backend(ABC):
     """Where its kernels knowingly part from torch, by name: ``nan`` (NaN may be lost), ``int64`` (whole numbers beyond
     32 bits may be wrong), ``denormal`` (numbers below the normal ones may become zero). The conformance suite
     allows these, and counts them."""
+    rows: ClassVar[str] = "masked"
+    """How ``rows`` is written out for it (``ir.rows.MODES``): compacted where sizes may depend on the data."""
 
     @abstractmethod
     def version(self) -> str | None:
@@ -165,6 +168,18 @@ class Backend(ABC):
             ResourceError: no space, no permission, out of memory, out of time.
             BuildError: the builder crashed or failed for a reason of its own.
         """
+
+    def simulated(self, graph: Graph, device: Device) -> Engine | None:
+        """An engine on this CPU that computes what was emitted for a device, to check the emission; if there is one."""
+        return None
+
+    def kit(self, graph: Graph, folder: Path, options: BuildOptions = DEFAULT) -> Built | None:
+        """For a device that ``why_not`` refuses here: write what ``finish`` needs there. ``None``: there is no way."""
+        return None
+
+    def finish(self, folder: Path, options: BuildOptions = DEFAULT) -> Built:
+        """On the machine that has the device: build the payload from a kit, as ``build`` does from a graph."""
+        raise MissingError(f"{self.name} makes no kits, so there is nothing to finish")
 
     @abstractmethod
     def load(self, folder: Path, threads: int | None = None, stem: str = "engine") -> Engine:

@@ -37,6 +37,7 @@ class OnnxRuntime(Backend):
         "nan": "extremes, norms and activations may give a number where torch gives NaN",
         "int64": "sums, products and powers of int64 beyond 2**53 are computed in float64",
     })  # fmt: skip
+    rows = "compacted"
 
     def version(self) -> str | None:
         """Version of the installed package."""

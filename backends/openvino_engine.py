@@ -32,6 +32,7 @@ class OpenVino(Backend):
         "int64": "whole numbers are computed in 32 bits: larger results saturate (larger inputs are refused)",
         "denormal": "numbers below 1.2e-38 count as zero",
     })  # fmt: skip
+    rows = "compacted"
 
     def version(self) -> str | None:
         """Version of the installed package."""

@@ -18,6 +18,7 @@ class Reference(Backend):
 
     name = "reference"
     install = "pip install penstock"
+    rows = "compacted"
 
     def version(self) -> str | None:
         """Torch's version: torch is what runs."""

@@ -3,40 +3,32 @@
 from __future__ import annotations
 
 import os
-import re
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import takewhile
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from backends import BACKENDS, Backend, backend
 from compiler import artifact
 from compiler.cache.earlier import Earlier, components, earlier, keep
 from compiler.cache.key import Components
-from compiler.capture.capture import capture
-from compiler.cost.cost import estimate
-from compiler.cost.targets import Target
-from compiler.cost.targets import target as find_target
+from compiler.cost.targets import Target, targets
 from compiler.events import Listener, Phases, silent
-from compiler.pipeline.instruments import comparing, counting, dumping, pricing, timing, verifying
-from compiler.pipeline.pipeline import Instrument, PassRecord, Pipeline, check_runs
-from compiler.pipeline.recipe import Recipe
+from compiler.job import Job, capture_model, optimise, refer
+from compiler.pipeline.pipeline import PassRecord, check_runs
+from compiler.pipeline.recipe import pipelines_for
 from compiler.pipeline.recipe import recipe as read_recipe
-from compiler.report import build_report, write_report
-from compiler.select.race import Candidate, Race, chosen_backends
-from compiler.select.reference import Reference, sizes_of
-from compiler.settings import Settings, read_settings
+from compiler.publish import Row, artifact_name, failed_row, kept_row, made_row, publish, refused_row
+from compiler.report import build_report
+from compiler.select.ahead import Builds, build_ahead, usable_for
+from compiler.select.race import Candidate, chosen_backends, run_race
+from compiler.settings import read_settings
 from compiler.spec import Metric, ModelSpec
-from ir import Fact, Graph, show, verify
-from ir import weights as weight_files
-from ir.copy import copy_graph
-from ir.errors import GoalError, UsageError, VerificationError
-from passes import Pass
-
-_FACTS = {"none": (), "each": (Fact.WELL_FORMED,), "full": (Fact.WELL_FORMED, Fact.TYPED)}
+from ir import Graph
+from ir.errors import GoalError, MissingError, PenstockError, UsageError
 
 
 @dataclass(frozen=True)
@@ -52,6 +44,8 @@ class CompileResult:
         chosen: the one in the artifact.
         report: all of that as plain data, as in ``report.json``.
         goal: empty, or why the goal was not met although an artifact was written.
+        rows: of several targets, what came out for each; then ``candidates`` are of all, ``chosen`` is ``None``.
+        failure: of several targets, the first error; the artifact holds the others.
 
     Out of the cache come ``path``, ``id``, ``graph`` (without weights), ``report`` (with ``cached``) and ``goal``.
     """
@@ -64,6 +58,8 @@ class CompileResult:
     chosen: Candidate | None
     report: Mapping[str, Any]
     goal: str = ""
+    rows: Sequence[Row] = ()
+    failure: PenstockError | None = None
 
     @property
     def speedup(self) -> float:
@@ -71,24 +67,11 @@ class CompileResult:
         return float((self.report["chosen"] or {}).get("speedup") or 0.0)
 
     def raise_for_goal(self) -> None:
-        """Raise GoalError when the goal was not met."""
+        """Raise GoalError when the goal was not met; of several targets, the error of the first that failed."""
+        if self.failure is not None:
+            raise self.failure
         if self.goal:
             raise GoalError(f"goal not met: {self.goal}")
-
-
-@dataclass
-class _Job:
-    """One compile on its way."""
-
-    spec: ModelSpec
-    settings: Settings
-    recipe: Recipe
-    target: Target
-    phases: Phases
-    reference: Reference | None = None
-    records: dict[str, list[PassRecord]] = field(default_factory=dict)
-    graphs: dict[str, Graph] = field(default_factory=dict)
-    predicted: dict[str, float] = field(default_factory=dict)
 
 
 def compile(
@@ -125,35 +108,134 @@ def compile(
     """
     spec = _spec(model, example_inputs, dynamic_shapes, calibration, metric, name)
     chosen = read_settings(settings)
-    job = _Job(spec, chosen, read_recipe(chosen.recipe), find_target(chosen.target), Phases(on_event))
-    path = Path(output) if output is not None else Path(f"{_file_name(spec)}.penstock")
-    _check(job)
+    wanted = targets(chosen.target)
+    job = Job(spec, chosen, read_recipe(chosen.recipe), wanted[0], Phases(on_event))
+    path = Path(output) if output is not None else Path(f"{artifact_name(spec)}.penstock")
+    several = len(wanted) > 1 or chosen.engine == "all"
+    _check(job, wanted, several)
     if chosen.dry_run:
-        before = _capture(job)
-        _refer(job, before)
-        _optimise(job, before)
-        return _result(job, None, "", [], None, before)
+        before = capture_model(job)
+        refer(job, before)
+        optimise(job, before, wanted)
+        return _result(job.seen_from(wanted[0]), None, "", [], None, before)
     with artifact.staging(path, force=chosen.force) as folder:  # an unwritable place fails before the slow part
-        before = _capture(job)
+        if several:
+            return _several(job, wanted, path, folder)
+        before = capture_model(job)
         made_from = components(spec, before, job.recipe, chosen)
-        watched = chosen.dump is not None or chosen.print_ir_after  # then the passes must really run
-        kept = earlier(made_from, folder, job.phases) if chosen.cache and not watched else None
+        kept = _earlier(job, made_from, folder)
         if kept is None:
-            candidates, winner, identity = _make(job, before, folder, made_from)
+            refer(job, before)
+            optimise(job, before, wanted)
+            view = job.seen_from(wanted[0])
+            candidates, winner = _build(view, chosen.engine, folder, {})
+            identity = publish(view, folder, before, candidates, winner, made_from)
+            if chosen.cache:
+                keep(made_from, folder, job.phases)
     if kept is not None:
         return _result_of(path, kept)
-    return _result(job, path, identity, candidates, winner, before)
+    return _result(view, path, identity, candidates, winner, before)
 
 
-def _make(job: _Job, before: Graph, folder: Path, made_from: Components) -> tuple[list[Candidate], Candidate, str]:
-    before_text = show(before)
-    _refer(job, before)
-    _optimise(job, before)
-    candidates, winner = _race(job, folder)
-    identity = _publish(job, folder, before_text, candidates, winner, made_from)
-    if job.settings.cache:
-        keep(made_from, folder, job.phases)
-    return candidates, winner, identity
+def _earlier(job: Job, made_from: Components, folder: Path) -> Earlier | None:
+    watched = job.settings.dump is not None or job.settings.print_ir_after  # then the passes must really run
+    return earlier(made_from, folder, job.phases) if job.settings.cache and not watched else None
+
+
+def _build(view: Job, engine: str, folder: Path, done: Builds) -> tuple[list[Candidate], Candidate]:
+    """Every candidate for one target and the winner, whose files lie in ``folder``."""
+    if view.target.kind == "cpu":
+        return run_race(view, chosen_backends(engine), folder)
+    able = usable_for(view, _for_gpu(engine))
+    if not able:
+        raise UsageError(f"no installed engine builds for {view.target.name}: {_whys(view.target, engine)}")
+    with view.phases.phase(f"build {view.target.name}", "in a child process") as say:
+        found = build_ahead(view, able[0], folder, done)
+        say(f"{found[1].name}, {found[1].state}")
+    return found
+
+
+def _for_gpu(engine: str) -> list[Backend]:
+    if engine in ("auto", "all"):
+        return [b for b in BACKENDS if b.name in _GPU_ENGINES]
+    return chosen_backends(engine)
+
+
+def _whys(target: Target, engine: str) -> str:
+    told = []
+    for each in _for_gpu(engine):
+        why = each.why_not(target.device) if each.version() is not None else f"not installed ({each.install})"
+        told.append(f"{each.name}: {why}")
+    return "; ".join(told)
+
+
+_GPU_ENGINES = ("tensorrt", "tvm", "inductor")
+"""In the order in which they are tried for a GPU."""
+
+
+def _several(job: Job, wanted: Sequence[Target], path: Path, folder: Path) -> CompileResult:
+    """A bundle: a member per target (and engine, when all are asked for). What fails for one stops no other."""
+    before = capture_model(job)
+    rows: list[Row] = []
+    plan: list[tuple[str, Target, str, Path]] = []
+    for target in wanted:
+        engines = _engines(job, target)
+        if not engines:
+            rows.append(refused_row(target, _whys(target, job.settings.engine)))
+        for engine in engines:
+            name = f"{target.name}-{engine}" if target.kind != "cpu" else target.name
+            plan.append((name, target, engine, folder / name))
+    made: dict[str, artifact.Member] = {}
+    candidates: list[Candidate] = []
+    reports: dict[str, Any] = {}
+    failure: PenstockError | None = None
+    done: Builds = {}
+    ready = False
+    for name, target, engine, place in plan:
+        place.mkdir(mode=0o700)
+        asked = replace(job.settings, target=target.name, engine=engine)
+        made_from = components(job.spec, before, job.recipe, asked)
+        start = job.phases.total
+        kept = _earlier(job, made_from, place)
+        try:
+            if kept is None:
+                if not ready:
+                    refer(job, before)
+                    optimise(job, before, [t for _, t, _, _ in plan])
+                    ready = True
+                view = replace(job, settings=asked).seen_from(target)
+                tried, winner = _build(view, engine, place, done)
+                candidates += tried
+                identity = publish(view, place, before, tried, winner, made_from)
+                if job.settings.cache:
+                    keep(made_from, place, job.phases)
+                rows.append(made_row(view, winner, place, job.phases.total - start))
+                reports[name] = build_report(view, tried, winner)
+            else:
+                identity = kept.id
+                rows.append(kept_row(target, kept.report, place))
+                reports[name] = kept.report
+            made[name] = artifact.member(place)
+        except PenstockError as error:
+            failure = failure or error
+            shutil.rmtree(place)
+            rows.append(failed_row(target, engine, error))
+    if not made:
+        raise failure or UsageError("nothing can be built for any of these targets", hint="penstock targets lists them")
+    identity = artifact.seal_bundle(folder, artifact_name(job.spec), made)
+    report = {"name": artifact_name(job.spec), "rows": [asdict(r) for r in rows], "members": reports}
+    return CompileResult(path, identity, before, job.records, candidates, None, report, "", rows, failure)
+
+
+def _engines(job: Job, target: Target) -> list[str]:
+    """Names of the engines that get a member for a target; ``auto`` stands for the choice among all."""
+    asked = job.settings.engine
+    if target.kind == "cpu":
+        fits = asked in ("auto", "all") or not backend(asked).why_not(target.device)
+        return (["auto"] if asked == "all" else [asked]) if fits else []
+    able = [b.name for b in usable_for(replace(job, target=target), _for_gpu(asked))]
+    every = asked == "all" or (asked == "auto" and job.settings.target == "all")
+    return able if every else able[:1]
 
 
 def _spec(
@@ -177,172 +259,34 @@ def _spec(
     return ModelSpec(model, example_inputs, dynamic_shapes or {}, calibration, metric, name or type(model).__name__)
 
 
-def _check(job: _Job) -> None:
+def _check(job: Job, wanted: Sequence[Target], several: bool) -> None:
     """What cannot be meant fails before the slow part."""
-    pipelines = job.recipe.pipelines().values()
-    if job.settings.print_ir_after:
-        check_runs(job.settings.print_ir_after, *pipelines)
-    if job.settings.engine != "auto" or not job.settings.dry_run:  # a plan needs no engine
-        chosen_backends(job.settings.engine)
-    if job.target.kind != "cpu":
-        raise UsageError(
-            f"no engine here is built for {job.target.name} yet: this version compiles for cpu",
-            hint=f"penstock estimate MODEL --target {job.target.name} predicts it without that GPU",
-        )
-
-
-def _file_name(spec: ModelSpec) -> str:
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", spec.name or type(spec.model).__name__).strip("-") or "model"
-
-
-def _capture(job: _Job) -> Graph:
-    with job.phases.phase("capture", "torch.export") as say:
-        graph = capture(job.spec)
-        if not job.settings.allow_nonfinite:
-            artifact.check_weights(graph.weights)
-        verify(graph, Fact.WELL_FORMED)
-        say(f"{len(graph)} nodes, {graph.weights.nbytes / 1e6:.1f} MB of weights, dims {_dims(graph)}")
-    return graph
-
-
-def _refer(job: _Job, graph: Graph) -> None:
-    with job.phases.phase("reference", "the original's answers") as say:
-        job.reference = Reference(job.spec, graph)
-        base = job.reference.base()
-        say(f"{len(job.reference.samples)} calibration inputs" + (f", metric {base:.4f}" if base is not None else ""))
-
-
-def _dims(graph: Graph) -> str:
-    return ", ".join(f"{name} {bounds}" for name, bounds in graph.dims.items()) or "all fixed"
-
-
-def _optimise(job: _Job, before: Graph) -> None:
-    """Run the pipeline of each variant; passes that variants share in the beginning run once."""
-    assert job.reference is not None
-    sizes = sizes_of(before, job.reference.example)
-
-    def cost(graph: Graph) -> float:
-        return estimate(graph, job.target, sizes).seconds
-
-    before_cost = cost(before)
-    variants = {n: p for n, p in job.recipe.pipelines().items() if not _pointless(job, n)}
-    shared = _shared(list(variants.values()))
-    samples = job.reference.samples
-    watch: list[Instrument] = [counting, pricing(cost), comparing(samples[:1])]
-    watch += [verifying(*_FACTS[job.settings.check])] if job.settings.check != "none" else []
-    watch += [*_dumps(job), timing]
-    with job.phases.phase("optimise", job.recipe.name) as say:
-        base = copy_graph(before)
-        given = Pipeline(*shared)
-        common = given.run(base, watch, samples, rollback=True)
-        for name, pipeline in variants.items():
-            graph = copy_graph(base)
-            rest = Pipeline(*pipeline.passes[len(shared) :], given=given.facts)
-            job.records[name] = common + rest.run(graph, watch, samples, rollback=True)
-            if job.settings.check != "none":
-                verify(graph, Fact.WELL_FORMED, Fact.TYPED)
-            job.graphs[name] = graph
-            job.predicted[name] = before_cost / max(cost(graph), 1e-12)
-        say(", ".join(f"{name}: {len(graph)} nodes" for name, graph in job.graphs.items()))
-
-
-def _shared(pipelines: Sequence[Pipeline]) -> list[Pass]:
-    """The passes that all pipelines begin with."""
-    steps = zip(*(p.passes for p in pipelines), strict=False)
-    return [same[0] for same in takewhile(lambda step: len(set(step)) == 1, steps)]
-
-
-def _pointless(job: _Job, variant: str) -> bool:
-    """A bf16 variant of ``auto`` on a processor that multiplies bf16 no faster is not worth its build."""
-    without = variant == "bf16" and job.recipe.name == "auto" and "bf16" not in job.target.peak
-    if without:
-        job.phases.note("optimise", f"bf16 not tried: {job.target.name} has no bf16 instructions")
-    return without
-
-
-def _dumps(job: _Job) -> list[Instrument]:
-    found = []
-    if job.settings.dump is not None:
-        found.append(dumping(job.settings.dump))
-    if job.settings.print_ir_after:
-        say: Callable[[str], None] = lambda text: job.phases.note("ir", text)  # noqa: E731
-        found.append(dumping(Path(), job.settings.print_ir_after, say))
-    return found
-
-
-def _race(job: _Job, folder: Path) -> tuple[list[Candidate], Candidate]:
-    assert job.reference is not None
-    backends = chosen_backends(job.settings.engine)
-    race = Race(job.reference, job.settings.threads, job.settings.max_loss, job.settings.seconds, job.phases)
-    with (
-        job.phases.phase("engines", "build, verify, measure") as say,
-        # within the staging folder: who reclaims that after a kill reclaims this as well
-        tempfile.TemporaryDirectory(dir=folder, prefix="build-") as scratch,
-    ):
-        for variant, graph in job.graphs.items():
-            for backend in backends:
-                race.enter(variant, graph, backend, Path(scratch) / f"{variant}-{backend.name}", job.predicted[variant])
-        winner = race.winner()
-        if winner is None:
-            reasons = "\n".join(f"  - {c.name}: {c.why}" for c in race.candidates)
-            lost = any(c.loss is not None for c in race.candidates)
-            fault = VerificationError if lost else race.fault_kind()
-            raise fault(
-                f"no engine stays within a loss of {job.settings.max_loss:g}:\n{reasons}"
-                if lost
-                else f"no engine could be built:\n{reasons}",
-                hint="allow more with --max-loss, or use --recipe fp32"
-                if lost
-                else "penstock doctor says what is missing",
+    settings = job.settings
+    pipelines = [p for t in wanted for p in pipelines_for(job.recipe, t).values()]
+    if settings.print_ir_after:
+        check_runs(settings.print_ir_after, *pipelines)
+    if settings.engine not in ("auto", "all"):
+        backend(settings.engine)
+    if several or (settings.dry_run and settings.engine == "auto"):  # a plan needs no engine
+        return
+    target = wanted[0]
+    if target.kind == "cpu":
+        chosen_backends(settings.engine)
+        if target.name != "cpu" and target.cc != targets("cpu")[0].cc:
+            raise UsageError(
+                f"engines are measured on the machine that compiles, and this is no {target.name}",
+                hint=f"penstock estimate MODEL --target {target.name} predicts it",
             )
-        race.move(winner, folder)
-        say(
-            f"{winner.name}: {winner.speedup:.2f}x eager at loss {winner.loss.loss:.2g}" if winner.loss else winner.name
+    elif not usable_for(job, _for_gpu(settings.engine)):
+        absent = any(b.version() is None for b in _for_gpu(settings.engine))
+        raise (MissingError if absent else UsageError)(
+            f"no engine here builds for {target.name}: {_whys(target, settings.engine)}",
+            hint=f"penstock estimate MODEL --target {target.name} predicts it without one",
         )
-    return race.candidates, winner
-
-
-def _publish(
-    job: _Job,
-    folder: Path,
-    before_text: str,
-    candidates: Sequence[Candidate],
-    winner: Candidate,
-    made_from: Components,
-) -> str:
-    graph = job.graphs[winner.variant]
-    with job.phases.phase("publish", "write, sync, rename"):
-        (folder / artifact.BEFORE).write_text(before_text)
-        (folder / artifact.AFTER).write_text(show(graph))
-        if graph.initial:
-            weight_files.save(graph.initial, folder / artifact.STATES)
-        report = build_report(job, candidates, winner)
-        write_report(report, folder)
-        inputs, outputs = artifact.ports(graph)
-        manifest = artifact.Manifest(
-            name=_file_name(job.spec),
-            engine=artifact.EngineChoice(winner.backend, winner.version, job.settings.threads),
-            inputs=inputs,
-            outputs=outputs,
-            dims=dict(graph.dims),
-            target=job.target.name,
-            recipe=job.recipe.text(),
-            passes=tuple(report["variants"][winner.variant]["passes"]),
-            measurements=report["chosen"],
-            made_from=made_from.record,
-            processor=artifact.Processor.here(*_needed_flags(winner)),
-        )
-        return artifact.seal(folder, manifest)
-
-
-def _needed_flags(winner: Candidate) -> tuple[str, ...]:
-    """Without VNNI, x86 adds up int8 products in 16 bits and saturates: other numbers than were verified here."""
-    has_vnni = "avx512_vnni" in artifact.cpu_flags()
-    return ("avx512_vnni",) if has_vnni and winner.facts.get("int8_matmuls") else ()
 
 
 def _result(
-    job: _Job,
+    job: Job,
     path: Path | None,
     identity: str,
     candidates: Sequence[Candidate],

@@ -32,6 +32,11 @@ class Phases:
     listen: Listener = silent
     seconds: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def total(self) -> float:
+        """Seconds of all phases so far."""
+        return sum(self.seconds.values())
+
     @contextmanager
     def phase(self, name: str, text: str = "") -> Iterator[Callable[[str], None]]:
         """One phase; yields a function that says what came out of it."""

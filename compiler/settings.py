@@ -20,9 +20,11 @@ class Settings:
     """How to compile. Every field is an argument of ``compile`` and an option of the command line.
 
     Attributes:
-        target: name of the machine to compile for.
+        target: name of the machine to compile for, several separated by commas, or ``all``.
         recipe: preset, recipe file, or passes as text.
-        engine: ``auto`` tries every usable one; or its name.
+        engine: ``auto`` tries every usable one (for a GPU: the first that can); ``all`` keeps one of each; or its name.
+        build_timeout: seconds that one builder may take.
+        build_memory: bytes that one builder may hold; ``None``: no bound.
         threads: of the engine and of the baseline; ``None``: every core.
         max_loss: largest loss against the original (relative metric drop, or one minus the worst cosine).
         check: ``none``, ``each`` (well-formed after each pass, types at the end), ``full``.
@@ -48,6 +50,8 @@ class Settings:
     print_ir_after: str = ""
     dry_run: bool = False
     cache: bool = True
+    build_timeout: float = 1800.0
+    build_memory: int | None = None
 
 
 def read_settings(given: Mapping[str, Any]) -> Settings:
@@ -72,6 +76,10 @@ def read_settings(given: Mapping[str, Any]) -> Settings:
         raise UsageError(f"threads is {settings.threads}, not between 1 and 1024")
     if not 0 <= settings.seconds <= 3600:
         raise UsageError(f"seconds is {settings.seconds}, not between 0 and 3600")
+    if not settings.build_timeout > 0:
+        raise UsageError(f"build_timeout is {settings.build_timeout}, not above 0")
+    if settings.build_memory is not None and settings.build_memory < 1 << 20:
+        raise UsageError(f"build_memory is {settings.build_memory} bytes; less than a megabyte builds nothing")
     return settings
 
 

@@ -1,7 +1,7 @@
 """The nouns of the IR. Types and operators are plain values; values, nodes and graphs have identity.
 
-A ``Graph`` owns one ``Block`` of ``Node``s; a node of ``cond`` or ``while`` owns further blocks, its
-regions, which see nothing but their own arguments. Only the verbs of ``Graph`` change anything, and
+A ``Graph`` owns one ``Block`` of ``Node``s; a node of ``cond``, ``while`` or ``rows`` owns further
+blocks, its regions, which see nothing but their own arguments. Only the verbs of ``Graph`` change anything, and
 each change moves ``Graph.version``, so that nobody has to be believed about "modified".
 """
 
@@ -73,7 +73,7 @@ class Node:
 
     Attributes:
         args, kwargs: arguments in torch's order; values may stand inside nested tuples.
-        regions: blocks of ``cond`` (taken when true, when false) and ``while`` (test, body).
+        regions: blocks of ``cond`` (taken when true, when false), ``while`` (test, body) and ``rows`` (body).
         hints: remarks of the compiler to the engine (fusion group, say); no influence on the meaning.
     """
 

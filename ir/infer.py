@@ -22,7 +22,7 @@ from torch.utils._sympy.value_ranges import ValueRanges
 
 from ir.dims import Dim, DimRange, show_dim, simplify, symbol
 from ir.errors import IRError
-from ir.ops import COND, RETURN, WHILE
+from ir.ops import REGIONS, RETURN, ROWS, WHILE
 from ir.types import NoneType, ScalarType, TensorType, Type
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Typer:
         """
         if node.op is RETURN:
             return ()
-        if node.op is COND or node.op is WHILE:
+        if node.op.name in REGIONS:
             return _region_types(node)
         key = _node_key(node)
         if key not in self._memo:
@@ -180,8 +180,8 @@ class Typer:
 
 
 def _region_types(node: Node) -> tuple[Type, ...]:
-    if node.op is WHILE:
-        carried = node.args[0]
+    if node.op is WHILE or node.op is ROWS:
+        carried = node.args[0 if node.op is WHILE else 1]
         assert isinstance(carried, tuple)
         return tuple(v.type for v in _values(carried))
     first: Block = node.regions[0]

@@ -9,7 +9,7 @@ import torch
 
 from ir.core import Arg, Block, Graph, Node, Value
 from ir.errors import IRError
-from ir.ops import COND, RETURN, WHILE
+from ir.ops import COND, RETURN, ROWS, WHILE
 
 Watcher = Callable[[Node, Sequence[Any], Sequence[Any]], None]
 """Sees a node, the arguments it was given and the results it gave."""
@@ -74,6 +74,8 @@ def run_node(node: Node, args: list[Any], kwargs: dict[str, Any], watch: Watcher
         while bool(run_block(test, [*carried, *closed], watch)[0]):
             carried = run_block(body, [*carried, *closed], watch)
         return carried
+    if node.op is ROWS:
+        return _run_rows(node, args, watch)
     assert node.op.target is not None
     result = node.op.target(*args, **kwargs)
     if not node.results:
@@ -81,6 +83,15 @@ def run_node(node: Node, args: list[Any], kwargs: dict[str, Any], watch: Watcher
     if len(node.results) == 1 and not isinstance(result, (tuple, list)):
         return [result]
     return list(result)
+
+
+def _run_rows(node: Node, args: list[Any], watch: Watcher | None) -> list[Any]:
+    """On the live rows only, so that a region that mixes rows gives what no masked run gives."""
+    live, carried, beside, closed = args
+    index = live.nonzero().squeeze(1)
+    picked = [x.index_select(0, index) for x in (*carried, *beside)]
+    changed = run_block(node.regions[0], [*picked, *closed], watch)
+    return [x.index_copy(0, index, new) for x, new in zip(carried, changed, strict=True)]
 
 
 def _read(arg: Arg, env: Mapping[Value, Any]) -> Any:

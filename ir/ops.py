@@ -1,7 +1,7 @@
 """Operators: a name, and torch's own meaning for it. Nothing here re-states what torch knows.
 
 Three families share the class ``Op``: torch operators by their full name (``aten.linear.default``),
-arithmetic on sizes (``sym.add``), and the two that hold regions (``cond``, ``while``) plus ``return``.
+arithmetic on sizes (``sym.add``), and those that hold regions (``cond``, ``while``, ``rows``) plus ``return``.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class Op:
     """What an operation is; equal when the names are equal.
 
     Attributes:
-        name: full name, ``namespace.operator.overload``, ``sym.*``, ``cond``, ``while`` or ``return``.
+        name: full name, ``namespace.operator.overload``, ``sym.*``, ``cond``, ``while``, ``rows``
+            or ``return``.
         target: the callable that gives the operation its meaning; ``None`` for regions and return.
         effects: true when it may not be dropped, merged or moved (asserts, mutation).
         random: true when two runs may differ.
@@ -78,8 +79,11 @@ class Op:
 
 COND = Op("cond")
 WHILE = Op("while")
+ROWS = Op("rows")
 RETURN = Op("return", effects=True)
-_SPECIAL = {op.name: op for op in (COND, WHILE, RETURN)}
+_SPECIAL = {op.name: op for op in (COND, WHILE, ROWS, RETURN)}
+REGIONS: Mapping[str, int] = {"cond": 2, "while": 2, "rows": 1}
+"""How many regions an operator holds; the others hold none."""
 
 
 @cache

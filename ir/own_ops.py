@@ -11,6 +11,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ir import narrow
+
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """Symmetric int8 per row of the last dim: ``(q, scale)`` with ``x ~ q * scale``, scale = absmax/127.
@@ -98,23 +100,46 @@ def int8_attention(
 def define() -> torch.library.Library:
     """Register the operators, once per process."""
     library = torch.library.Library("penstock", "DEF")
-    library.define("quantize_rows(Tensor x) -> (Tensor, Tensor)")
-    library.impl("quantize_rows", quantize_rows, "CompositeExplicitAutograd")
-    library.impl("quantize_rows", _meta_quantize_rows, "Meta")
-    library.define("int8_linear_dynamic(Tensor x, Tensor weight, Tensor scale, Tensor? bias) -> Tensor")
-    library.impl("int8_linear_dynamic", int8_linear_dynamic, "CompositeExplicitAutograd")
-    library.impl("int8_linear_dynamic", _meta_int8_linear_dynamic, "Meta")
-    library.define(
-        "int8_linear_static(Tensor x, Tensor weight, Tensor scale, Tensor? bias, Tensor x_scale, int x_zero) -> Tensor"
-    )
-    library.impl("int8_linear_static", int8_linear_static, "CompositeExplicitAutograd")
-    library.impl("int8_linear_static", _meta_int8_linear_static, "Meta")
-    library.define(
-        "int8_attention(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale, "
-        "float query_scale, float key_scale, float value_scale) -> Tensor"
-    )
-    library.impl("int8_attention", int8_attention, "CompositeExplicitAutograd")
-    library.impl("int8_attention", _meta_int8_attention, "Meta")
+    for schema, meaning, meta in (
+        ("quantize_rows(Tensor x) -> (Tensor, Tensor)", quantize_rows, _meta_quantize_rows),
+        (
+            "int8_linear_dynamic(Tensor x, Tensor weight, Tensor scale, Tensor? bias) -> Tensor",
+            int8_linear_dynamic,
+            _meta_int8_linear_dynamic,
+        ),
+        (
+            "int8_linear_static(Tensor x, Tensor weight, Tensor scale, Tensor? bias, Tensor x_scale, int x_zero) "
+            "-> Tensor",
+            int8_linear_static,
+            _meta_int8_linear_static,
+        ),
+        (
+            "int8_attention(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale, "
+            "float query_scale, float key_scale, float value_scale) -> Tensor",
+            int8_attention,
+            _meta_int8_attention,
+        ),
+        (
+            "dequantize_int4(Tensor packed, Tensor scale, int block) -> Tensor",
+            narrow.dequantize_int4,
+            narrow.meta_dequantize_int4,
+        ),
+        (
+            "fp8_linear(Tensor x, Tensor weight, Tensor scale, Tensor? bias, Tensor x_scale) -> Tensor",
+            narrow.fp8_linear,
+            narrow.meta_fp8_linear,
+        ),
+        (
+            "nvfp4_linear(Tensor x, Tensor weight, Tensor block_scale, Tensor scale, Tensor? bias, Tensor x_scale) "
+            "-> Tensor",
+            narrow.nvfp4_linear,
+            narrow.meta_nvfp4_linear,
+        ),
+    ):
+        library.define(schema)
+        name = schema.partition("(")[0]
+        library.impl(name, meaning, "CompositeExplicitAutograd")
+        library.impl(name, meta, "Meta")
     return library
 
 

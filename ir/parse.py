@@ -17,7 +17,7 @@ import torch
 from ir.core import Arg, Block, Graph, Node, Origin, Output, Value
 from ir.dims import Dim, DimRange, parse_dim
 from ir.errors import IRError, ParseError
-from ir.ops import op
+from ir.ops import REGIONS, op
 from ir.text import VERSION
 from ir.types import DTYPES, NoneType, ScalarType, TensorType, Type
 
@@ -284,7 +284,7 @@ class _Reader:
         if line.peek() == "do":
             line.take("do")
             line.end()
-            regions = tuple(self._region(graph, depth) for _ in range(2))
+            regions = tuple(self._region(graph, depth) for _ in range(REGIONS.get(operation.name, 0)))
         line.end()
         node = graph.insert(
             operation, *args, block=block, origin=line.origin, regions=regions,

@@ -16,8 +16,8 @@ import torch
 from torch.utils._sympy.functions import Max
 
 from ir.core import Arg, Block, Node, Value
-from ir.dims import Dim
-from ir.ops import COND, RETURN, WHILE, Op
+from ir.dims import Dim, simplify, symbol
+from ir.ops import COND, RETURN, ROWS, WHILE, Op
 from ir.price_rules import (
     PRODUCTS,
     SAME_ELEMENTS,
@@ -29,6 +29,7 @@ from ir.price_rules import (
     price_call,
     total_of,
 )
+from ir.rows import groups, rows_symbol
 from ir.types import TensorType
 
 __all__ = ["Attention", "Gemm", "Price", "bytes_of", "is_view", "price", "source_of"]
@@ -44,7 +45,8 @@ def price(node: Node, trips: int = 1) -> Price:
         trips: how often the body of a ``while`` runs; nothing in the IR says.
 
     Returns:
-        For ``cond`` the larger branch in each figure; for ``while`` ``trips`` bodies and ``trips + 1`` tests.
+        For ``cond`` the larger branch in each figure; for ``while`` ``trips`` bodies and ``trips + 1`` tests; for
+        ``rows`` the region with every row alive, and what is gathered and scattered.
     """
     if node.op is COND:
         one, two = (_total(region, trips) for region in node.regions)
@@ -53,6 +55,8 @@ def price(node: Node, trips: int = 1) -> Price:
         test, body = (_total(region, trips) for region in node.regions)
         flops, read, written, kernels = (b * trips + t * (trips + 1) for t, b in zip(test, body, strict=True))
         return _region(node, flops, read, written, kernels)
+    if node.op is ROWS:
+        return _rows(node, trips)
     return price_call(_call_of(node))
 
 
@@ -71,6 +75,26 @@ def _total(block: Block, trips: int) -> tuple[Dim, Dim, Dim, int]:
     )
 
 
+def rows_moved(node: Node) -> Price:
+    """What gathers the live rows of ``rows`` and scatters them back, by the symbol that counts them."""
+    live, carried, beside, _ = groups(node)
+    picked = [bytes_of(v.type) for v in node.regions[0].args[: len(carried) + len(beside)]]
+    whole = [bytes_of(v.type) for v in carried]
+    return Price(
+        "gather", 0, (bytes_of(live.type), *picked, *whole), (*picked, *whole), carried[0].tensor.dtype,
+        kernels=1 + len(picked) + len(whole),
+    )  # fmt: skip
+
+
+def _rows(node: Node, trips: int) -> Price:
+    moved = rows_moved(node)
+    flops, read, written, kernels = _total(node.regions[0], trips)
+    sums = flops, read + moved.bytes_read, written + moved.bytes_written
+    all_live = {symbol(rows_symbol(node)): groups(node)[0].tensor.shape[0]}
+    flops, read, written = (d if isinstance(d, int) else simplify(d.xreplace(all_live)) for d in sums)
+    return _region(node, flops, read, written, kernels + moved.kernels)
+
+
 def _region(node: Node, flops: Dim, read: Dim, written: Dim, kernels: Dim) -> Price:
     dtype = next((v.type.dtype for v in node.results if isinstance(v.type, TensorType)), torch.float32)
     return Price("region", flops, (read,), (written,), dtype, kernels=int(kernels))
@@ -87,7 +111,7 @@ def _call_of(node: Node) -> Call:
     names = _argument_names(node.op)
     args = [(names[i] if i < len(names) else str(i), _key(arg)) for i, arg in enumerate(node.args)]
     args += [(name, _key(arg)) for name, arg in node.kwargs.items()]
-    absorbed = _packet(node).startswith("dequantize_per") and all(
+    absorbed = _packet(node).startswith("dequantize_") and all(
         _packet(user) in PRODUCTS for value in node.results for user in value.uses
     )
     return Call(
@@ -120,7 +144,7 @@ def source_of(value: Value, product: bool) -> TensorType | None:
     read, at = value.type, value
     for _ in range(_MAX_VIEW_CHAIN):
         packet = _packet(at.producer) if at.producer is not None else ""
-        dequantize = product and packet.startswith("dequantize_per")
+        dequantize = product and packet.startswith("dequantize_")
         if not dequantize and packet not in SAME_ELEMENTS and packet != "expand":
             break
         assert at.producer is not None
@@ -128,7 +152,7 @@ def source_of(value: Value, product: bool) -> TensorType | None:
         if packet == "expand":
             read = TensorType(read.dtype, at.tensor.shape)
         elif dequantize:
-            return TensorType(at.tensor.dtype, read.shape)
+            return at.tensor  # of int4 two elements in each byte
     return read
 
 

@@ -293,6 +293,14 @@ def _int8_linear(call: Call) -> Price:
     return Price("matmul", flops, reads, call.writes, torch.int8, scratch=2 * x.numel, kernels=2, work=work)
 
 
+def _narrow_linear(call: Call) -> Price:
+    """One kernel: elements are rounded as they are loaded, by a scale that is known or by their own block's."""
+    x, n = call.tensor(0), call.tensor(1).shape[0]
+    work = Gemm(1, _product(x.shape[:-1]), n, x.shape[-1])
+    compute = torch.float8_e4m3fn if call.packet == "fp8_linear" else torch.float4_e2m1fn_x2
+    return Price("matmul", 2 * x.numel * n, call.reads, call.writes, compute, work=work)
+
+
 def _einsum(call: Call) -> Price:
     shapes = [call.tensor(i).shape for i in range(len(call.operands))]
     letters, out = subscripts(str(call.arg("equation")), [len(s) for s in shapes])
@@ -371,8 +379,9 @@ _TABLE: Sequence[tuple[Callable[[Call], Price], str]] = (
     (_pointwise, "subtract negative absolute greater less not_equal outer ger special_expm1 polar"),
     (_pointwise, "masked_scatter complex bucketize"),
     (_quantize, "quantize_per_tensor quantize_per_channel quantize_per_token quantize_rows choose_qparams"),
-    (_quantize, "dequantize_per_tensor dequantize_per_channel dequantize_per_token"),
+    (_quantize, "dequantize_per_tensor dequantize_per_channel dequantize_per_token dequantize_int4"),
     (_int8_linear, "int8_linear_dynamic int8_linear_static"),
+    (_narrow_linear, "fp8_linear nvfp4_linear"),
     (_linear, "linear"),
     (_einsum, "einsum"),
     (_matmul, " ".join(_MATMULS)),

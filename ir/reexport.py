@@ -16,6 +16,7 @@ from ir.core import Arg, Block, Graph, Node, Value
 from ir.dims import evaluate, symbols_of
 from ir.errors import IRError
 from ir.ops import COND, RETURN, WHILE
+from ir.rows import lowered
 from ir.types import TensorType
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
@@ -23,6 +24,7 @@ _TORCH = os.path.dirname(torch.__file__) + os.sep
 
 def to_module(graph: Graph) -> fx.GraphModule:
     """The graph as a torch module: user and state inputs in, a flat tuple of outputs out."""
+    graph = lowered(graph, "compacted")
     root = torch.nn.Module()
     names: dict[Value, str] = {}
     for index, (name, value) in enumerate(graph.arguments("param")):

@@ -10,7 +10,8 @@ import torch
 from ir.core import Block, Graph, Node, Value
 from ir.dims import is_data_symbol, symbols_of
 from ir.errors import IRError
-from ir.ops import COND, RETURN, WHILE
+from ir.ops import COND, REGIONS, RETURN, ROWS, WHILE
+from ir.rows import fault as rows_fault
 from ir.text import show
 from ir.types import ScalarType, TensorType, Type
 
@@ -83,12 +84,15 @@ def _block_formed(graph: Graph, block: Block, users: dict[Value, set[Node]]) -> 
 
 
 def _regions_fit(graph: Graph, node: Node) -> None:
-    if node.op is not COND and node.op is not WHILE:
-        if node.regions:
-            raise _fail(graph, node, f"{node.op.name} has no regions")
+    count = REGIONS.get(node.op.name, 0)
+    if len(node.regions) != count:
+        raise _fail(graph, node, f"{node.op.name} has {('no regions', 'one region', 'two regions')[count]}")
+    if not count:
         return
-    if len(node.regions) != 2:
-        raise _fail(graph, node, f"{node.op.name} has two regions")
+    if node.op is ROWS:
+        if what := rows_fault(node):
+            raise _fail(graph, node, what)
+        return
     if node.op is COND and not (isinstance(node.args[0], Value) and _is_flag(node.args[0].type)):
         raise _fail(graph, node, "the predicate of cond is one boolean")
     operands = [v.type for v in node.operands[1:]] if node.op is COND else [v.type for v in node.operands]

@@ -6,13 +6,17 @@ from passes.canonicalize_views import CanonicalizeViews
 from passes.cast_compute import CastCompute
 from passes.drop_dead_nodes import DropDeadNodes
 from passes.fold_constants import FoldConstants
+from passes.lower_rows import LowerRows
 from passes.mark_fusion import MarkFusion
 from passes.match_attention import MatchAttention
 from passes.match_rms_norm import MatchRmsNorm
+from passes.match_rows import MatchRows
 from passes.merge_common_nodes import MergeCommonNodes
 from passes.options import parse_passes, show_pass
 from passes.quantize import Quantize
 from passes.quantize_attention import QuantizeAttention
+from passes.quantize_floats import QuantizeFloats
+from passes.quantize_weights import QuantizeWeights
 from passes.remove_no_ops import RemoveNoOps
 from passes.simplify_masks import SimplifyMasks
 
@@ -29,11 +33,16 @@ PASSES: tuple[type[Pass], ...] = (
     CastCompute,
     Quantize,
     QuantizeAttention,
+    QuantizeWeights,
+    QuantizeFloats,
+    MatchRows,
+    LowerRows,
     MarkFusion,
 )
 
 __all__ = [
     "PASSES", "CanonicalizeScalars", "CanonicalizeViews", "CastCompute", "DropDeadNodes", "FoldConstants",
-    "MarkFusion", "MatchAttention", "MatchRmsNorm", "MergeCommonNodes", "Pass", "Quantize", "QuantizeAttention",
-    "Remark", "RemoveNoOps", "Samples", "SimplifyMasks", "Tolerance", "parse_passes", "remark", "show_pass",
+    "LowerRows", "MarkFusion", "MatchAttention", "MatchRmsNorm", "MatchRows", "MergeCommonNodes", "Pass", "Quantize",
+    "QuantizeAttention", "QuantizeFloats", "QuantizeWeights", "Remark", "RemoveNoOps", "Samples", "SimplifyMasks",
+    "Tolerance", "parse_passes", "remark", "show_pass",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""The arithmetic of int8 linears: weights per channel, activations by calibration, both judged on real rows.
+"""The arithmetic of int8 linears: activations by calibration, judged on real rows.
 
 Everything here works on plain tensors; ``quantize`` decides which nodes it is used for.
 """
@@ -6,23 +6,17 @@ Everything here works on plain tensors; ``quantize`` decides which nodes it is u
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import linear
 
-_CLIPS = (1.0, 0.97, 0.94, 0.91, 0.88, 0.85)
+from passes.linears import TINY, Observed, relative_error, weight_error
+from passes.narrow_weights import Int8Weight, to_int8
+
 _ALPHAS = (0.0, 0.5, 0.7, 0.85)
-_ROWS = 384  # enough rows to rank four smoothings; more moved MiniLM's loss by less than 1e-4
-_TINY = 1e-12
-
-
-@dataclass(frozen=True)
-class Int8Weight:
-    """``q [N, K]`` int8 and ``scale [N]``: the weight is about ``q * scale``."""
-
-    q: torch.Tensor
-    scale: torch.Tensor
+_CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)  # of a symmetric range; an asymmetric one is taken whole
+_MIDDLE = 128
 
 
 @dataclass(frozen=True)
@@ -44,84 +38,55 @@ class Int8Linear:
     error: float
 
 
-@dataclass
-class Observed:
-    """What calibration saw of one activation: range per channel, and some of its rows."""
-
-    low: torch.Tensor | None = None
-    high: torch.Tensor | None = None
-    rows: list[torch.Tensor] = field(default_factory=list)
-
-    def see(self, x: torch.Tensor, share: int) -> None:
-        """Take in an activation ``[..., K]``; keep up to ``share`` of its rows, evenly spaced."""
-        flat = x.detach().float().reshape(-1, x.shape[-1])
-        if flat.shape[0] == 0:
-            return
-        low, high = flat.amin(0), flat.amax(0)
-        self.low = low if self.low is None else torch.minimum(self.low, low)
-        self.high = high if self.high is None else torch.maximum(self.high, high)
-        step = max(1, flat.shape[0] // share)
-        self.rows.append(flat[::step][:share].clone())
-
-    @staticmethod
-    def share(samples: int) -> int:
-        """Rows to keep of each of so many samples."""
-        return max(8, _ROWS // max(samples, 1))
-
-
-def quantize_weight(weight: torch.Tensor, clips: Sequence[float] = _CLIPS) -> Int8Weight:
-    """Symmetric int8 per row of ``weight [N, K]``.
-
-    Each row is clipped at that fraction of its largest magnitude where the squared error is least.
-    """
-    top = weight.abs().amax(1).clamp_min(_TINY)
-    best = torch.full_like(top, float("inf"))
-    scale = top / 127.0
-    for clip in clips:
-        step = (top * clip / 127.0)[:, None]
-        error = ((weight / step).round().clamp(-127, 127) * step - weight).square().sum(1)
-        better = error < best
-        best = torch.where(better, error, best)
-        scale = torch.where(better, step[:, 0], scale)
-    q = (weight / scale[:, None]).round().clamp(-127, 127).to(torch.int8)
-    return Int8Weight(q.contiguous(), scale)
-
-
-def calibrate(seen: Observed, weights: Sequence[torch.Tensor]) -> list[Int8Linear]:
+def calibrate(seen: Observed, weights: Sequence[torch.Tensor], symmetric: bool = False) -> list[Int8Linear]:
     """Int8 forms of the linears ``weights [N, K]`` that read one activation.
 
     They share its quantization. Smoothing moves range from activation channels to weight columns where that
     lowers the error of the outputs (SmoothQuant, 2211.10438, with its exponent chosen here by measuring).
+    ``symmetric``: zero becomes 128, and the range is clipped where that lowers the error.
     """
     rows = torch.cat(seen.rows)
     wants = [linear(rows, w) for w in weights]
-    tries = {a: _with_alpha(seen, rows, weights, wants, a, clips=(1.0,)) for a in _ALPHAS}
-    best = min(tries, key=lambda a: sum(made.error for made in tries[a]))
-    return _with_alpha(seen, rows, weights, wants, best, _CLIPS)
+    tries = {a: _with_alpha(seen, rows, weights, wants, a, symmetric, quick=True) for a in _ALPHAS}
+    best = min(tries, key=lambda a: _total(tries[a]))
+    return _with_alpha(seen, rows, weights, wants, best, symmetric)
+
+
+def _total(made: Sequence[Int8Linear]) -> float:
+    return sum(m.error for m in made)
 
 
 def _with_alpha(
     seen: Observed, rows: torch.Tensor, weights: Sequence[torch.Tensor], wants: Sequence[torch.Tensor], alpha: float,
-    clips: Sequence[float],
+    symmetric: bool, quick: bool = False,
 ) -> list[Int8Linear]:  # fmt: skip
-    assert seen.low is not None and seen.high is not None
+    """``quick`` does not search clips."""
     smooth = _smoothing(seen, weights, alpha)
+    quantized = [to_int8(w * smooth, (1.0,)) if quick else to_int8(w * smooth) for w in weights]
+    tries = []
+    for step, zero in _grids(seen, smooth, symmetric, _CLIPS[:1] if quick else _CLIPS):
+        x_scale = (smooth * step).float()
+        left = ((rows / x_scale).round() + zero).clamp(0, 255) - zero
+        shared = x_scale if alpha else x_scale[0].clone()
+        made = []
+        for weight, want in zip(quantized, wants, strict=True):
+            scale = weight.scale * step
+            got = linear(left, weight.q.float()) * scale
+            shift = (want - got).mean(0)
+            made.append(Int8Linear(Int8Weight(weight.q, scale), shared, zero, shift, relative_error(got + shift, want)))
+        tries.append(made)
+    return min(tries, key=_total)
+
+
+def _grids(seen: Observed, smooth: torch.Tensor, symmetric: bool, clips: Sequence[float]) -> list[tuple[float, int]]:
+    """Steps and zeros of the activation to choose from."""
+    assert seen.low is not None and seen.high is not None
     low = float((seen.low / smooth).amin().clamp_max(0.0))
     high = float((seen.high / smooth).amax().clamp_min(0.0))
-    step = max((high - low) / 255.0, _TINY)
-    zero = int(min(255, max(0, round(-low / step))))
-    x_scale = (smooth * step).float()
-    left = ((rows / x_scale).round() + zero).clamp(0, 255) - zero
-    made = []
-    for weight, want in zip(weights, wants, strict=True):
-        quantized = quantize_weight(weight * smooth, clips)
-        scale = quantized.scale * step
-        got = linear(left, quantized.q.float()) * scale
-        shift = (want - got).mean(0)
-        wrong = float((got + shift - want).norm() / want.norm().clamp_min(_TINY))
-        shared = x_scale if alpha else x_scale[0].clone()
-        made.append(Int8Linear(Int8Weight(quantized.q, scale), shared, zero, shift, wrong))
-    return made
+    if symmetric:
+        return [(max(max(-low, high) * clip / 127.0, TINY), _MIDDLE) for clip in clips]
+    step = max((high - low) / 255.0, TINY)
+    return [(step, int(min(255, max(0, round(-low / step)))))]
 
 
 def _smoothing(seen: Observed, weights: Sequence[torch.Tensor], alpha: float) -> torch.Tensor:
@@ -130,8 +95,7 @@ def _smoothing(seen: Observed, weights: Sequence[torch.Tensor], alpha: float) ->
     Only channels that stand out are made smaller. Without the floor, channels that were silent in calibration
     would be blown up (MiniLM's second feed-forward: cosine 0.990 instead of 0.999).
     """
-    assert seen.low is not None and seen.high is not None
-    reach = torch.maximum(seen.low.abs(), seen.high.abs())
+    reach = seen.reach
     if alpha == 0.0:
         return torch.ones_like(reach)
     columns = torch.stack([w.abs().amax(0) for w in weights]).amax(0).clamp_min(1e-5)
@@ -141,12 +105,10 @@ def _smoothing(seen: Observed, weights: Sequence[torch.Tensor], alpha: float) ->
 
 def dynamic_error(rows: torch.Tensor | None, weight: torch.Tensor, made: Int8Weight) -> float:
     """Relative error of the output with activations quantized as they come; of the weight without rows."""
-    approximate = made.q * made.scale[:, None]
     if rows is None:
-        return float((approximate - weight).norm() / weight.norm().clamp_min(_TINY))
+        return weight_error(None, weight, made.float())
     low, high = rows.amin().clamp_max(0.0), rows.amax().clamp_min(0.0)
-    step = ((high - low) / 255.0).clamp_min(_TINY)
+    step = ((high - low) / 255.0).clamp_min(TINY)
     zero = (-low / step).round()
     left = (((rows / step).round() + zero).clamp(0, 255) - zero) * step
-    want = linear(rows, weight)
-    return float((linear(left, approximate) - want).norm() / want.norm().clamp_min(_TINY))
+    return relative_error(linear(left, made.float()), linear(rows, weight))

@@ -23,7 +23,7 @@ _HEADS = {
     "aten.linear.default", "aten.addmm.default", "aten.mm.default", "aten.matmul.default", "aten.bmm.default",
     "aten.conv1d.default", "aten.conv2d.default", "aten.layer_norm.default", "aten.rms_norm.default",
     "aten.group_norm.default", "aten.batch_norm.default", "penstock.int8_linear_dynamic.default",
-    "penstock.int8_linear_static.default",
+    "penstock.int8_linear_static.default", "penstock.fp8_linear.default", "penstock.nvfp4_linear.default",
 }  # fmt: skip
 _POINTWISE = {CAST, "aten.gelu.default", "aten.silu.default", "aten.dropout.default"}
 

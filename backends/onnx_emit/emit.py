@@ -19,6 +19,7 @@ from backends.onnx_emit.table import EMITTERS, IGNORED
 from backends.payload import RENAMED
 from ir import COND, RETURN, WHILE, Arg, Block, Graph, Node, TensorType, Value
 from ir.errors import UnsupportedError
+from ir.rows import lowered
 from ir.weights import layout
 
 OPSET = 20
@@ -58,7 +59,7 @@ def unsupported(graph: Graph, flavor: str = "portable") -> list[Unsupported]:
 def _emit(
     graph: Graph, spans: Mapping[str, tuple[int, int]], flavor: str, weights_file: str
 ) -> tuple[onnx.ModelProto, list[Unsupported]]:
-    emission = Emission(graph, flavor, spans, weights_file)
+    emission = Emission(lowered(graph, "compacted"), flavor, spans, weights_file)
     writer = _Writer(emission)
     return writer.model(), writer.faults
 

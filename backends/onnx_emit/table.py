@@ -10,6 +10,7 @@ from backends.onnx_emit.attention import ATTENTION
 from backends.onnx_emit.convolutions import CONVOLUTIONS
 from backends.onnx_emit.create import CREATE
 from backends.onnx_emit.indexing import INDEXING
+from backends.onnx_emit.narrow import NARROW
 from backends.onnx_emit.norms import NORMS
 from backends.onnx_emit.pointwise import POINTWISE, Emitter
 from backends.onnx_emit.products import PRODUCTS
@@ -21,7 +22,7 @@ from backends.onnx_emit.views import VIEWS
 
 FAMILIES = (
     POINTWISE, ARITHMETIC, ACTIVATIONS, VIEWS, SIZES, CREATE, PRODUCTS, CONVOLUTIONS, ATTENTION, NORMS, REDUCTIONS,
-    INDEXING, QUANTIZED, RECURRENT,
+    INDEXING, QUANTIZED, NARROW, RECURRENT,
 )  # fmt: skip
 EMITTERS: Mapping[str, Emitter] = {name: emit for family in FAMILIES for name, emit in family.items()}
 

@@ -1,7 +1,7 @@
 """The artifact: a directory NAME.penstock/ that holds a compiled model, whole, checked, self-describing.
 
 Write: ``with staging(path) as folder:`` write the files, then ``seal(folder, manifest)``. Read:
-``open_artifact(path)``. Layout::
+``open_artifact(path)``. Several targets: a bundle, see ``bundle``. Layout::
 
     manifest.json, manifest.sha256   what it is; digest of every file; digest of the manifest
     before.ir, after.ir              the graph as captured, and as compiled
@@ -11,6 +11,7 @@ Write: ``with staging(path) as folder:`` write the files, then ``seal(folder, ma
     report.html, report.json         for people, for programs
 """
 
+from compiler.artifact.bundle import Bundle, Member, is_bundle, member, open_bundle, seal_bundle
 from compiler.artifact.manifest import (
     AFTER,
     BEFORE,
@@ -18,6 +19,7 @@ from compiler.artifact.manifest import (
     SCHEMA,
     SEAL,
     STATES,
+    DeviceNeed,
     EngineChoice,
     FileFact,
     Manifest,
@@ -33,8 +35,39 @@ from compiler.artifact.storage import storage_error, storage_errors
 from compiler.artifact.strict import read_manifest
 
 __all__ = [
-    "AFTER", "BEFORE", "MANIFEST", "SCHEMA", "SEAL", "STATES", "Artifact", "ChangedError", "EngineChoice",
-    "FileFact", "Manifest", "Nonfinite", "Port", "Processor", "check_weights", "copy_artifact", "cpu_flags",
-    "cpu_model", "find_nonfinite", "open_artifact", "penstock_version", "ports", "read_manifest", "reclaim",
-    "seal", "staging", "storage_error", "storage_errors",
+    "AFTER",
+    "BEFORE",
+    "MANIFEST",
+    "SCHEMA",
+    "SEAL",
+    "STATES",
+    "Artifact",
+    "Bundle",
+    "ChangedError",
+    "DeviceNeed",
+    "EngineChoice",
+    "FileFact",
+    "Manifest",
+    "Member",
+    "Nonfinite",
+    "Port",
+    "Processor",
+    "check_weights",
+    "copy_artifact",
+    "cpu_flags",
+    "cpu_model",
+    "find_nonfinite",
+    "is_bundle",
+    "member",
+    "open_artifact",
+    "open_bundle",
+    "penstock_version",
+    "ports",
+    "read_manifest",
+    "reclaim",
+    "seal",
+    "seal_bundle",
+    "staging",
+    "storage_error",
+    "storage_errors",
 ]  # fmt: skip

@@ -17,7 +17,7 @@ from compiler.artifact.processor import Processor
 from ir import DimRange, Graph, NoneType, PenstockError, ScalarType, TensorType, Type, show_dim
 from ir.types import DTYPE_NAMES
 
-SCHEMA = 1
+SCHEMA = 2
 FORMAT = "penstock-artifact"
 MANIFEST = "manifest.json"
 SEAL = "manifest.sha256"
@@ -25,6 +25,9 @@ SEAL = "manifest.sha256"
 BEFORE, AFTER = "before.ir", "after.ir"
 STATES = "states.safetensors"
 """Initial content of the states; absent when the model came with none."""
+
+STATES_OF_BUILD = ("built", "kit")
+"""``kit``: all that is needed, to be finished on a machine that has the device (``penstock build-on-target``)."""
 
 Record: TypeAlias = Mapping[str, Any]
 """A plain mapping of JSON values: whatever the caller wants to keep."""
@@ -60,6 +63,17 @@ class EngineChoice:
 
 
 @dataclass(frozen=True, slots=True)
+class DeviceNeed:
+    """Where the payload runs: ``cpu``, or ``cuda`` of that compute capability times ten."""
+
+    kind: str = "cpu"
+    capability: int = 0
+
+    def __str__(self) -> str:
+        return "the CPU" if self.kind == "cpu" else f"a GPU of compute capability {self.capability / 10:.1f}"
+
+
+@dataclass(frozen=True, slots=True)
 class FileFact:
     """Digest and size of one file."""
 
@@ -83,6 +97,10 @@ class Manifest:
         measurements: loss, speed-up, baseline, tier.
         made_from: components of the cache key: digests of all that went in (``compiler.cache.cache``).
         files: filled by ``seal``; every file except the manifest and its seal.
+        device: where the payload runs.
+        requires: what the payload needs there, by name (``tensorrt_rtx: 1.7.1.116``).
+        state: ``built``, or ``kit``.
+        flow: what is known about each branch and loop, see ``backends.FlowProof``.
         created: UTC.
         penstock: version that wrote it.
         schema: version of this record.
@@ -100,6 +118,10 @@ class Manifest:
     measurements: Record = field(default_factory=dict)
     made_from: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, FileFact] = field(default_factory=dict)
+    device: DeviceNeed = DeviceNeed()
+    requires: Mapping[str, str] = field(default_factory=dict)
+    state: str = "built"
+    flow: tuple[Record, ...] = ()
     created: str = field(default_factory=lambda: now())
     penstock: str = field(default_factory=lambda: penstock_version())
     schema: int = SCHEMA
@@ -135,6 +157,10 @@ class Manifest:
                 "threads": self.engine.threads,
             },
             "processor": {"arch": self.processor.arch, "flags": list(self.processor.flags)},
+            "device": asdict(self.device),
+            "requires": dict(self.requires),
+            "state": self.state,
+            "flow": [dict(record) for record in self.flow],
             "dims": {name: [bounds.min, bounds.max] for name, bounds in self.dims.items()},
             "inputs": [asdict(port) for port in self.inputs],
             "outputs": [asdict(port) for port in self.outputs],

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from compiler.artifact.bundle import BUNDLE_FORMAT
 from compiler.artifact.manifest import FORMAT, MANIFEST, SEAL
 from compiler.artifact.storage import beside, rename_new, storage_error, storage_errors, swap, sync
 from compiler.artifact.strict import MAX_BYTES
@@ -92,9 +93,10 @@ def why_not_artifact(path: Path) -> str:
             return "it is not a directory"
         with (path / MANIFEST).open("rb") as file:
             raw = json.loads(file.read(MAX_BYTES + 1))
-        if raw["format"] != FORMAT:
+        parts = {FORMAT: "files", BUNDLE_FORMAT: "members"}.get(raw["format"])
+        if parts is None:
             return f"its {MANIFEST} is not Penstock's"
-        foreign = {entry.name for entry in os.scandir(path)} - {MANIFEST, SEAL, *raw["files"]}
+        foreign = {entry.name for entry in os.scandir(path)} - {MANIFEST, SEAL, *raw[parts]}
     except FileNotFoundError:
         return f"it holds no {MANIFEST}"
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
@@ -147,12 +149,13 @@ def _check_free(target: Path, force: bool) -> None:
 def _publish(folder: Path, target: Path, force: bool) -> None:
     if not (folder / SEAL).is_file():
         raise PenstockError(f"{target.name} was to be published without a seal")
-    for entry in os.scandir(folder):
-        sync(Path(entry.path))
     # readable to whom its files are: they were made under the user's umask, the folder was not
     readable = (folder / SEAL).stat().st_mode & 0o777
-    folder.chmod(readable | (readable & 0o444) >> 2 | 0o700)
-    sync(folder)
+    for place in (*(Path(e.path) for e in os.scandir(folder) if e.is_dir(follow_symlinks=False)), folder):
+        for entry in os.scandir(place):
+            sync(Path(entry.path))
+        place.chmod(readable | (readable & 0o444) >> 2 | 0o700)
+        sync(place)
     for _ in range(_RACES):
         try:
             rename_new(folder, target)

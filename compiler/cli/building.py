@@ -1,4 +1,4 @@
-"""Commands that make something: ``compile`` and ``opt``."""
+"""Commands that make something: ``compile``, ``build-on-target`` and ``opt``."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from typing import Any
 
 import click
 
-from compiler.cli.options import SECONDS, THREADS, common, emit_json, level, models_speak_aside
+from compiler.cli.options import BUILD_SECONDS, BYTES, SECONDS, THREADS, common, emit_json, level, models_speak_aside
 
 
 @click.command()
 @click.argument("model")
-@click.option("-t", "--target", help="Machine to compile for.  [cpu]")
+@click.option("-t", "--target", help="Machine to compile for, several by commas, or all.  [cpu]")
 @click.option("-r", "--recipe", help="auto, presets such as fp32+int8, a recipe.yaml, or passes as text.  [auto]")
-@click.option("-e", "--engine", help="auto, or one of openvino, onnxruntime, reference.  [auto]")
+@click.option("-e", "--engine", help="auto, all, or the name of one (penstock doctor lists them).  [auto]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Artifact directory.  [NAME.penstock]")
 @click.option("--threads", type=THREADS, help="Threads of the engine and of the baseline.  [every core]")
 @click.option("--max-loss", type=click.FloatRange(0, 2), help="Largest loss of quality against the original.  [0.01]")
 @click.option("--check", help="none, each, full: how closely passes are watched.  [each]")
 @click.option("--seconds", type=SECONDS, help="To spend on timing each candidate.  [2]")
+@click.option("--build-timeout", type=BUILD_SECONDS, help="Seconds that one builder may take.  [1800]")
+@click.option("--build-memory", type=BYTES, help="Memory that one builder may hold, such as 4g.  [no bound]")
 @click.option("--force", is_flag=True, help="Replace an artifact that is there.")
 @click.option("--allow-nonfinite", is_flag=True, help="Compile although weights hold NaN or infinity.")
 @click.option("--no-cache", is_flag=True, help="Compile anew although an equal compile is at hand.")
@@ -71,11 +73,14 @@ def compile(
 def _show(result: Any, verbose: bool) -> None:
     from rich.console import Console
 
-    from compiler.report import render
+    from compiler.report import render, render_targets
 
     console = Console(highlight=False)
     console = console if console.is_terminal else Console(highlight=False, width=100)
-    render(result.report, console)
+    if result.rows:
+        render_targets(result.report["rows"], console)
+    else:
+        render(result.report, console)
     if verbose:
         for name, records in result.records.items():
             for record in records:
@@ -119,4 +124,33 @@ def _aside(text: str) -> None:
     click.echo(text, err=True, nl=False)
 
 
-COMMANDS = (compile, opt)
+@click.command("build-on-target")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("-t", "--target", help="Of several targets, the one to finish.  [the GPU that is here]")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Artifact directory.  [NAME-TARGET.penstock]")
+@click.option("--build-timeout", "timeout", type=BUILD_SECONDS, default=1800.0, show_default=True, help="Seconds.")
+@click.option("--force", is_flag=True, help="Replace an artifact that is there.")
+@common
+def build_on_target(
+    artifact: Path, target: str | None, output: Path | None, timeout: float, force: bool,
+    as_json: bool, quiet: bool, verbose: bool,
+) -> None:  # fmt: skip
+    """Finish a kit: build the engine that could not be built ahead of time, on the machine that has the GPU."""
+    from compiler.cli.progress import Progress
+    from compiler.events import Phases
+    from compiler.runtime.finish import finish_kit
+
+    with Progress(f"build-on-target {artifact}", level(quiet or as_json, verbose)) as progress:
+        phases = Phases(progress)
+        with phases.phase("build", "the engine for this GPU"):
+            path, identity = finish_kit(
+                artifact, output, target=target, force=force, timeout=timeout,
+                progress=lambda phase, fraction: phases.note("progress", f"{phase} {fraction:.0%}"),
+            )  # fmt: skip
+    if as_json:
+        emit_json({"path": str(path), "id": identity})
+    else:
+        click.echo(path)
+
+
+COMMANDS = (compile, opt, build_on_target)

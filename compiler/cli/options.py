@@ -15,6 +15,26 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 THREADS = click.IntRange(1, 1024)
 SECONDS = click.FloatRange(0, 3600)
+BUILD_SECONDS = click.FloatRange(0, min_open=True)
+
+
+class Bytes(click.ParamType[int]):
+    """A number of bytes: ``800m``, ``4g``, or plain."""
+
+    name = "bytes"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> int:
+        """Read it."""
+        if isinstance(value, int):
+            return value
+        digits, unit = (value[:-1], value[-1].lower()) if value[-1:].isalpha() else (value, "")
+        if not digits.isascii() or not digits.isdigit() or unit not in _UNITS:
+            self.fail(f"{value!r} is no size such as 800m or 4g", parameter, context)
+        return int(digits) * _UNITS[unit]
+
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
+BYTES = Bytes()
 
 
 def common(command: F) -> F:

@@ -52,6 +52,10 @@ class Progress:
             return
         if self._level < 0:
             return
+        if event.phase == "progress":  # of a builder: shown where it can be overwritten, nowhere else
+            if self._status is not None:
+                self._status.update(event.text)
+            return
         if event.kind == "begin" and self._console.is_terminal:
             self._status = self._console.status(
                 f"{event.phase}: {event.text}{self._eta(event.phase)}", refresh_per_second=2

@@ -2,11 +2,13 @@
 
 Per kernel ``t = t0 + max(operations / reached rate, bytes / reached bandwidth)``, for products the tile and
 wave model of ``compiler/kernels.py``; never under the roofline of the datasheet. Regions: a ``cond`` costs
-its slower branch unless told how often each is taken, a ``while`` one trip unless told how many.
+its slower branch unless told how often each is taken, a ``while`` one trip unless told how many, ``rows`` every row
+unless told which part of them lives.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,9 +17,10 @@ from compiler.cost.calibration import TIERS, Calibration, Trust, load_calibratio
 from compiler.cost.plan import BlockPlan, Kernel, Plan, Step, make_plan
 from compiler.cost.targets import Target
 from compiler.cost.timing import Timing, time_kernel
-from ir import COND, Dim, Graph, Node, evaluate
+from ir import COND, ROWS, Dim, Graph, Node, evaluate, symbols_of
 from ir.dims import is_data_symbol
 from ir.errors import UsageError
+from ir.rows import groups, rows_symbol
 
 USABLE_MEMORY = 0.92  # of the capacity: allocator slack and the driver's context take the rest
 _DECISION = 15e-6  # seconds for a branch decided by the host of a GPU: a prior, 10 to 25 us were reported
@@ -102,11 +105,13 @@ class Flow:
     Attributes:
         taken: how often the first branch of a ``cond`` is taken, 0 to 1; ``None``: the slower one always is.
         trips: how often the body of a ``while`` runs.
+        live: part of the rows that ``rows`` runs its region on, 0 to 1; ``None``: all of them.
         per_node: another answer for single nodes, by node.
     """
 
     taken: float | None = None
     trips: float = 1
+    live: float | None = None
     per_node: Mapping[Node, float] = field(default_factory=dict)
 
 
@@ -131,7 +136,8 @@ def estimate(
     """
     plan = graph if isinstance(graph, Plan) else make_plan(graph)
     _check_sizes(plan, sizes)
-    run = _Run(target, sizes, flow or Flow(), calibration or load_calibration())
+    flow = flow or Flow()
+    run = _Run(target, _with_live_rows(plan.graph, sizes, flow), flow, calibration or load_calibration())
     rows = run.block(plan.body)
     seconds, floor = sum(r.seconds for r in rows), sum(r.floor for r in rows)
     peak = run.size(plan.weight_bytes) + sum(map(run.size, plan.input_bytes)) + run.peak(plan.body)
@@ -164,6 +170,20 @@ def _check_sizes(plan: Plan, sizes: Mapping[str, int]) -> None:
             raise UsageError(f"the model has no dim named {name!r}", hint=f"its dims: {told}")
     if missing := [f"{name} {bounds}" for name, bounds in dims.items() if name not in sizes]:
         raise UsageError(f"no size for {', '.join(missing)}", hint=f"--size {missing[0].split()[0]}=N")
+
+
+def _with_live_rows(graph: Graph, sizes: Mapping[str, int], flow: Flow) -> dict[str, int]:
+    """The sizes, and a number of live rows for each ``rows``, outer before inner; where any is alive, at least one."""
+    known = dict(sizes)
+    for node in graph.walk():
+        if node.op is ROWS:
+            batch = groups(node)[0].tensor.shape[0]
+            if not symbols_of(batch) <= known.keys():
+                continue  # it depends on the data itself, or a size is missing: told where it is read
+            most = evaluate(batch, known)
+            part = flow.per_node.get(node, 1.0 if flow.live is None else flow.live)
+            known.setdefault(rows_symbol(node), min(most, math.ceil(most * part)))
+    return known
 
 
 def _unknown(plan: Plan) -> Iterable[str]:
@@ -224,9 +244,9 @@ class _Run:
     def block(self, block: BlockPlan, times: float = 1.0) -> list[Row]:
         rows: list[Row] = []
         for step in block.steps:
-            if step.kernel is None:
+            if step.inside:
                 rows += self._regions(step, times)
-            else:
+            elif step.kernel is not None:
                 rows.append(self._row(step, step.kernel, times))
                 self.launches += step.kernel.launches * times
         return rows
@@ -262,6 +282,13 @@ class _Run:
                     for r in self.block(side, times * p)
                 ]
             decisions = times
+        elif node.op is ROWS:
+            assert step.kernel is not None
+            rows = [self._row(step, step.kernel, times), *self.block(step.inside[0], times)]
+            self.launches += step.kernel.launches * times
+            decisions = times
+            if given is None and self._flow.live is None:
+                self.notes.append("rows: every row is taken to be alive")
         else:
             trips = given if given is not None else self._flow.trips
             test, body = step.inside

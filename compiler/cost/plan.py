@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ir import RETURN, Block, Dim, Graph, Node, Value
-from ir.price import Price, bytes_of, price
+from ir import RETURN, ROWS, Block, Dim, Graph, Node, Value
+from ir.price import Price, bytes_of, price, rows_moved
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Step:
 
     Attributes:
         nodes: the nodes that it runs.
-        kernel: what runs; equal kernels are the same object. ``None`` for a node with regions.
+        kernel: what runs; equal kernels are the same object. With regions ``None``, or what moves rows for ``rows``.
         inside: the blocks of a node with regions.
     """
 
@@ -107,12 +107,19 @@ def _plan_block(block: Block, shared: dict[Kernel, Kernel]) -> BlockPlan:
     steps = []
     for group in groups:
         if group[0].regions:
-            steps.append(Step(tuple(group), None, inside[group[0]]))
+            moves = moving(group[0]) if group[0].op is ROWS else None
+            steps.append(Step(tuple(group), shared.setdefault(moves, moves) if moves else None, inside[group[0]]))
             continue
         kernel = _kernel(group, prices, base, written)
         if kernel is not None:
             steps.append(Step(tuple(group), shared.setdefault(kernel, kernel)))
     return BlockPlan(tuple(steps), _memory(block, nodes, groups, base, written, inside))
+
+
+def moving(node: Node) -> Kernel:
+    """The gathers and scatters around the region of ``rows``."""
+    cost = rows_moved(node)
+    return Kernel((cost,), tuple((size,) for size in cost.reads), cost.writes, cost.kernels)
 
 
 def _groups(nodes: Sequence[Node], prices: Mapping[Node, Price]) -> list[list[Node]]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from backends.base import Device
 from ir.errors import UsageError, nearest
 
 PACKAGED = Path(__file__).with_name("targets.yaml")
@@ -68,6 +69,14 @@ class Target:
     acc16: Mapping[str, float] = field(default_factory=dict)
     note: str = ""
 
+    @property
+    def device(self) -> Device:
+        """The same machine as a backend sees it."""
+        digits = self.cc.replace(".", "")
+        cuda = self.kind == "gpu" and digits.isdigit()
+        kind = "cuda" if cuda else self.kind if self.kind == "cpu" else self.arch
+        return Device(self.name, kind, int(digits) if cuda else 0, self.memory, frozenset(self.peak))
+
     def achieved(self, format_: str) -> float:
         """Fraction of ``peak[format_]`` that good products reach."""
         width = "mm8" if format_ in ("fp8", "int8") else "mm4" if format_ in ("fp4", "int4") else "mm"
@@ -107,6 +116,20 @@ def target(name: str, path: Path = PACKAGED) -> Target:
     if name not in known:
         raise UsageError(f"there is no target named {name!r}", hint=nearest(name, ["cpu", *known]))
     return known[name]
+
+
+def targets(text: str, path: Path = PACKAGED) -> tuple[Target, ...]:
+    """Targets by name, separated by commas; ``all`` is this machine and every GPU that is known.
+
+    Raises:
+        UsageError: there is none of a name, or one stands twice.
+    """
+    if text == "all":
+        return (this_cpu(path), *(t for t in load_targets(path).values() if t.kind == "gpu"))
+    names = [part.strip() for part in text.split(",")]
+    if twice := next((n for n in names if names.count(n) > 1), None):
+        raise UsageError(f"the target {twice!r} stands twice")
+    return tuple(target(name, path) for name in names)
 
 
 def this_cpu(path: Path = PACKAGED) -> Target:

@@ -20,6 +20,7 @@ _FORMATS = {
     torch.bfloat16: "bf16",
     torch.float8_e4m3fn: "fp8",
     torch.float8_e5m2: "fp8",
+    torch.float4_e2m1fn_x2: "fp4",
     torch.int8: "int8",
     torch.uint8: "int8",
 }  # all others run as fp32: torch multiplies f32 without TF32 unless it is asked to

@@ -45,15 +45,16 @@ def verifying(*facts: Fact) -> Instrument:
     return watch
 
 
-def pricing(cost: Callable[[Graph], float]) -> Instrument:
-    """``cost`` in predicted seconds after the pass, ``saved`` by it."""
+def pricing(cost: Callable[[Graph], float], target: str = "") -> Instrument:
+    """``cost`` in predicted seconds after the pass, ``saved`` by it; ``cost:NAME`` and ``saved:NAME`` of a target."""
+    mark = f":{target}" if target else ""
 
     @contextmanager
     def watch(pass_: Pass, graph: Graph, columns: Columns) -> Generator[None]:
         version, before = graph.version, cost(graph)
         yield
-        columns["cost"] = after = cost(graph) if graph.version != version else before
-        columns["saved"] = before - after
+        columns[f"cost{mark}"] = after = cost(graph) if graph.version != version else before
+        columns[f"saved{mark}"] = before - after
 
     return watch
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from compiler.cost.targets import Target
 from compiler.pipeline.pipeline import Pipeline
 from ir.errors import UsageError, nearest
 from passes import PASSES, parse_passes
@@ -20,14 +21,42 @@ CLEAN = (
 )
 """What every recipe begins with: the same model, spelled in one way. Exact up to the order of sums."""
 
+_MARK = "match-rows, mark-fusion"  # last: other passes see weights as such only outside of regions
+_TIDY = f"merge-common-nodes, drop-dead-nodes, {_MARK}"
+_HALF = f"{CLEAN}, cast-compute{{dtype=f16}}"
+
 PRESETS: Mapping[str, str] = {
-    "fp32": f"{CLEAN}, mark-fusion",
-    "bf16": f"{CLEAN}, cast-compute, merge-common-nodes, drop-dead-nodes, mark-fusion",
-    "int8": f"{CLEAN}, quantize, merge-common-nodes, drop-dead-nodes, mark-fusion",
-    "int8-attention": f"{CLEAN}, quantize, quantize-attention, merge-common-nodes, drop-dead-nodes, mark-fusion",
+    "fp32": f"{CLEAN}, {_MARK}",
+    "bf16": f"{CLEAN}, cast-compute, {_TIDY}",
+    "int8": f"{CLEAN}, quantize, {_TIDY}",
+    "int8-attention": f"{CLEAN}, quantize, quantize-attention, {_TIDY}",
+    "fp16": f"{_HALF}, {_TIDY}",
+    "int8-symmetric": f"{_HALF}, quantize{{symmetric=true}}, {_TIDY}",
+    "int8-weights": f"{_HALF}, quantize-weights, {_TIDY}",
+    "int4": f"{_HALF}, quantize-weights{{format=int4}}, {_TIDY}",
+    "fp8": f"{_HALF}, quantize-floats{{format=fp8}}, {_TIDY}",
+    "nvfp4": f"{_HALF}, quantize-floats{{format=nvfp4}}, {_TIDY}",
 }
 AUTO = ("fp32", "bf16", "int8", "int8-attention")
-"""What ``auto`` tries, each measured on its own; the fastest within the loss bound stays."""
+"""What ``auto`` tries on a processor, each measured on its own; the fastest within the loss bound stays."""
+
+_GPU_AUTO = (
+    ("fp16", "fp16"),
+    ("bf16", "bf16"),
+    ("int8-symmetric", "int8"),
+    ("int8-weights", "bf16"),  # weights alone: kernels that unpack into float exist from Ampere on, as bfloat16 does
+    ("int4", "bf16"),
+    ("fp8", "fp8"),
+    ("nvfp4", "fp4"),
+)
+"""Preset, and the format that a GPU must multiply for it to make sense."""
+
+
+def gpu_auto(formats: Iterable[str]) -> tuple[str, ...]:
+    """What ``auto`` tries for a GPU that multiplies these formats (``Target.peak``)."""
+    has = frozenset(formats)
+    return tuple(name for name, needs in _GPU_AUTO if needs in has)
+
 
 _VERSION = 1
 _MAX_BYTES = 1 << 16
@@ -65,6 +94,21 @@ class Recipe:
         """YAML that reads back as this recipe."""
         only = next(iter(self.passes.values())) if len(self.passes) == 1 else "auto"
         return yaml.safe_dump({"version": _VERSION, **self.settings, "passes": only}, sort_keys=False, width=1000)
+
+
+def variants_for(made: Recipe, target: Target) -> Mapping[str, str]:
+    """The passes of each variant that is worth trying on a target; all of them, unless the recipe is ``auto``."""
+    if made.name != "auto":
+        return made.passes
+    if target.kind != "cpu":
+        return {name: PRESETS[name] for name in gpu_auto(target.peak)}
+    # without instructions for it, bf16 is no faster
+    return {name: text for name, text in made.passes.items() if name != "bf16" or "bf16" in target.peak}
+
+
+def pipelines_for(made: Recipe, target: Target) -> dict[str, Pipeline]:
+    """A checked pipeline per variant that is worth trying on a target."""
+    return {name: Pipeline(*parse_passes(text, PASSES)) for name, text in variants_for(made, target).items()}
 
 
 def recipe(reference: str) -> Recipe:

@@ -7,6 +7,7 @@ can be shown again.
 
 from compiler.report.build import SCHEMA, build_report
 from compiler.report.page import page, write_report
+from compiler.report.targets import render_targets
 from compiler.report.terminal import render
 
-__all__ = ["SCHEMA", "build_report", "page", "render", "write_report"]
+__all__ = ["SCHEMA", "build_report", "page", "render", "render_targets", "write_report"]

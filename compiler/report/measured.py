@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,6 +53,11 @@ def verdict_row(job: Job, name: str, candidates: Sequence[Candidate], winner: Ca
         return row
     loss = winner.loss
     row |= {"loss": loss.loss, "metric_before": loss.base, "metric_after": loss.metric} if loss else {}
+    if job.target.kind != "cpu":
+        done = "built" if winner.state == "built" else "a kit was written, to be finished there,"
+        told = f"{done} for {job.target.name} without that GPU: nothing was run on it; "
+        told += f"the passes are predicted to give {show_times(winner.predicted)}"
+        return row | {"state": "built", "text": told}
     speedup = _speedup(job, winner)
     if speedup is None:
         return row | {"text": f"{winner.name} is not within a loss of {bound:g}"}
@@ -122,7 +128,11 @@ def chosen_row(job: Job, made: Candidate) -> dict[str, Any]:
         "metric_before": loss.base if loss else None,
         "metric_after": loss.metric if loss else None,
         "rounds": time.rounds if time else 0,
-        "tier": "measured",
+        "predicted_ms": _ms(_predicted(job, made)),
+        "tier": "measured" if time else "predicted",
+        "state": made.state,
+        "verified": made.verified,
+        "build_seconds": made.build_seconds,
     }
 
 
@@ -131,7 +141,6 @@ def candidate_row(
 ) -> dict[str, Any]:
     """One variant on one engine: predicted, measured, and why it was not taken."""
     time, eager, loss = made.engine_time, made.eager_time, made.loss
-    costs = costs_of(job.records.get(made.variant, ()))
     taken = winner is not None and (made.variant, made.backend) == (winner.variant, winner.backend)
     return {
         "name": made.name,
@@ -139,9 +148,9 @@ def candidate_row(
         "engine": made.backend,
         "version": made.version,
         "taken": taken,
-        "why": made.why or ("the fastest within the loss bound" if taken else ""),
+        "why": made.why or (("the fastest within the loss bound" if time else "least predicted time") if taken else ""),
         "predicted_speedup": made.predicted,
-        "predicted_ms": _ms(costs[-1] if costs else None),
+        "predicted_ms": _ms(_predicted(job, made)),
         "ms": _ms(time.median if time else None),
         "low_ms": _ms(time.low if time else None),
         "high_ms": _ms(time.high if time else None),
@@ -157,7 +166,16 @@ def candidate_row(
         "metric_after": loss.metric if loss else None,
         "build_seconds": made.build_seconds,
         "facts": dict(made.facts),
+        "state": made.state,
+        "verified": made.verified,
+        "remarks": list(made.remarks),
+        "flow": [asdict(proof) for proof in made.flow],
     }
+
+
+def _predicted(job: Job, made: Candidate) -> float | None:
+    costs = costs_of(job.records.get(made.variant, ()))
+    return costs[-1] if costs else None
 
 
 def _gain(job: Job, made: Candidate, candidates: Sequence[Candidate]) -> dict[str, Any]:

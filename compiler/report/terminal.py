@@ -29,12 +29,12 @@ def render(report: Mapping[str, Any], console: Console, width: int = WIDTH) -> N
         console.print(part, width=width, highlight=False)
 
 
-def _text(text: str, style: str = "") -> Text:
+def text_of(text: str, style: str = "") -> Text:
     """Text from a model: never markup, never a control code."""
     return Text(visible(" ".join(text.split())), style=style)
 
 
-def _table(title: str, *columns: str, wide: tuple[str, ...] = ()) -> Table:
+def table_of(title: str, *columns: str, wide: tuple[str, ...] = ()) -> Table:
     """Numbers stand to the right; ``wide`` names the columns of words, which may wrap."""
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
@@ -51,7 +51,7 @@ def _passes(report: Mapping[str, Any]) -> list[Any]:
     if variant not in report["variants"]:
         return []
     found = report["variants"][variant]
-    table = _table(
+    table = table_of(
         f"passes of {variant}", "pass", "changes", "predicted saving", "moved", "cosine", "declined",
         wide=("pass",),
     )  # fmt: skip
@@ -60,17 +60,17 @@ def _passes(report: Mapping[str, Any]) -> list[Any]:
         if not row["changes"] and not row["dropped"]:
             idle.append(row["name"])
             continue
-        table.add_row(_text(row["name"]), *_pass_cells(row))
+        table.add_row(text_of(row["name"]), *_pass_cells(row))
         if row["dropped"]:
-            table.add_row(_text(f"  rolled back: {short(row['dropped'], 160)}", "yellow"))
+            table.add_row(text_of(f"  rolled back: {short(row['dropped'], 160)}", "yellow"))
     before, after = found["before_seconds"], found["after_seconds"]
     lines: list[Any] = [table] if table.rows else []
     if idle:
-        lines.append(_text(f"found nothing: {', '.join(idle)}", "dim"))
+        lines.append(text_of(f"found nothing: {', '.join(idle)}", "dim"))
     if before is not None and after:
         told = f"{show_seconds(before)} -> {show_seconds(after)}, {before / after:.2f}x"
         margin = _margin(report["totals"]["after"])
-        lines.append(_text(f"predicted time of the kernels: {told}{margin}", "dim"))
+        lines.append(text_of(f"predicted time of the kernels: {told}{margin}", "dim"))
     return [*lines, ""]
 
 
@@ -110,19 +110,19 @@ def _number(count: int) -> str:
 def _candidates(report: Mapping[str, Any]) -> list[Any]:
     if not report["candidates"]:
         return []
-    table = _table(
+    table = table_of(
         "candidates", "candidate", "predicted", "measured", "x eager", "loss", "verdict",
         wide=("candidate", "verdict"),
     )  # fmt: skip
     for row in report["candidates"]:
         style = "bold" if row["taken"] else ""
         table.add_row(
-            _text(row["name"], style),
+            text_of(row["name"], style),
             _milliseconds(row["predicted_ms"]),
             _milliseconds(row["ms"]),
             show_times(row["speedup"]),
             show_small(row["loss"]),
-            _text(("taken: " if row["taken"] else "") + short(row["why"], _MOST_WHY), style),
+            text_of(("taken: " if row["taken"] else "") + short(row["why"], _MOST_WHY), style),
         )
     return [table, ""]
 
@@ -133,20 +133,22 @@ def _milliseconds(ms: float | None) -> str:
 
 # --- verdict -------------------------------------------------------------------------------------
 
-_STYLES = {"met": "bold green", "missed": "bold yellow", "failed": "bold red", "planned": "bold"}
+_STYLES = {"met": "bold green", "missed": "bold yellow", "failed": "bold red", "planned": "bold", "built": "bold"}
 
 
 def _verdict(report: Mapping[str, Any]) -> list[Text]:
     verdict, chosen = report["verdict"], report["chosen"]
-    lines = [_text(verdict["text"], _STYLES.get(verdict["state"], "bold"))]
+    lines = [text_of(verdict["text"], _STYLES.get(verdict["state"], "bold"))]
     if chosen:
         told = f"{chosen['variant']} on {chosen['engine']} {chosen['engine_version']}"
         times = f"{_milliseconds(chosen['ms'])}, eager {_milliseconds(chosen['eager_ms'])}"
-        lines.append(_text(f"{told}: {times}"))
+        if chosen["tier"] != "measured":
+            times = f"predicted {_milliseconds(chosen['predicted_ms'])}; verified: {chosen['verified']}"
+        lines.append(text_of(f"{told}: {times}"))
     if verdict["noise"]:
-        lines.append(_text(verdict["noise"], "yellow"))
+        lines.append(text_of(verdict["noise"], "yellow"))
     if verdict["loss"] is not None:
-        lines.append(_text(_loss(verdict)))
+        lines.append(text_of(_loss(verdict)))
     return lines
 
 

@@ -13,7 +13,17 @@ import torch
 
 import backends
 from backends.base import Backend, Engine
-from compiler.artifact import AFTER, Artifact, ChangedError, Manifest, copy_artifact, open_artifact
+from compiler.artifact import (
+    AFTER,
+    Artifact,
+    ChangedError,
+    Manifest,
+    copy_artifact,
+    is_bundle,
+    open_artifact,
+    open_bundle,
+)
+from compiler.runtime.device import check_device, fitting_member, gpus
 from compiler.runtime.signature import InputError, Signature
 from ir import PenstockError, parse
 from ir.errors import MissingError, ResourceError, UsageError
@@ -104,6 +114,7 @@ def load(
     threads: int | None = None,
     expect: str | None = None,
     engine_override: str | None = None,
+    target: str | None = None,
 ) -> LoadedModel:
     """Check an artifact to its last byte and load its engine.
 
@@ -114,6 +125,7 @@ def load(
             road you do not trust: digests alone do not tell who made it.
         engine_override: another engine: its payload is built anew from ``after.ir``, which takes a while. To
             find out which of two engines is wrong; what was measured does not hold for it.
+        target: of several targets in one artifact, the one to load; by itself that of the GPU found, else the CPU's.
 
     Raises:
         UsageError: no such artifact, no such engine.
@@ -124,14 +136,27 @@ def load(
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}; it must be 1 or more, or None")
     try:
-        return _load(path, threads, expect, engine_override)
+        return _load(*_place(path, expect, target), threads, engine_override)
     except ChangedError:  # a new version was published just now: that one, whole, is as good
-        return _load(path, threads, expect, engine_override)
+        return _load(*_place(path, expect, target), threads, engine_override)
 
 
-def _load(path: str | os.PathLike[str], threads: int | None, expect: str | None, override: str | None) -> LoadedModel:
+def _place(path: str | os.PathLike[str], expect: str | None, target: str | None) -> tuple[Path, str | None]:
+    """Directory and id of the artifact itself: of a bundle, its member for this machine."""
+    if not is_bundle(path):
+        if target is not None:
+            raise UsageError(f"{os.fspath(path)} holds one target only", hint="leave out target")
+        return Path(path), expect
+    bundle = open_bundle(path, expect)
+    name = fitting_member(bundle, gpus(), target)
+    return bundle.folder / name, bundle.members[name].id
+
+
+def _load(path: Path, expect: str | None, threads: int | None, override: str | None) -> LoadedModel:
     artifact = open_artifact(path, expect)
     choice = artifact.manifest.engine
+    if override is None:
+        _check_runs_here(artifact)
     backend = backends.backend(override or choice.name)
     version = _version(artifact, backend)
     threads = choice.threads if threads is None else threads
@@ -154,6 +179,16 @@ def _load(path: str | os.PathLike[str], threads: int | None, expect: str | None,
         ) from error
     artifact.recheck()
     return LoadedModel(artifact, engine, backend.name, version, threads)
+
+
+def _check_runs_here(artifact: Artifact) -> None:
+    manifest = artifact.manifest
+    check_device(manifest.device, str(artifact.folder), gpus() if manifest.device.kind == "cuda" else ())
+    if manifest.state == "kit":
+        raise UsageError(
+            f"{artifact.folder} is a kit for {manifest.target}: its engine is not built yet",
+            hint=f"penstock build-on-target {artifact.folder}, on a machine that has {manifest.device}",
+        )
 
 
 def _rebuilt(artifact: Artifact, backend: Backend, threads: int | None) -> Engine:

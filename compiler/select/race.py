@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from backends import BACKENDS, backend
-from backends.base import WEIGHTS_FILE, Backend, Engine, Unsupported
+from backends.base import CPU, DEFAULT, WEIGHTS_FILE, Backend, BuildOptions, Built, Engine, FlowProof, Unsupported
+from backends.rows import prepared
 from compiler.events import Phases
+from compiler.job import Job
 from compiler.select.measure import Timing, interleave, torch_threads
 from compiler.select.reference import Loss, Reference
 from ir import Graph
 from ir import weights as weight_files
-from ir.errors import MissingError, PenstockError, ResourceError, UnsupportedError
+from ir.errors import MissingError, PenstockError, ResourceError, UnsupportedError, VerificationError
 
 _TOGETHER = 2 << 30
 
@@ -35,6 +39,11 @@ class Candidate:
         engine_time, eager_time: measured interleaved, in the same run.
         loss: against the original.
         facts: what the built engine really contains.
+        remarks: what its builder had to say.
+        requires: what the machine that loads it must have.
+        flow: what is known about each branch and loop.
+        verified: how its numbers were checked.
+        state: ``built``, or ``kit``: to be finished on the machine that has the device.
         why: why it was not taken; empty for the one that was.
     """
 
@@ -47,6 +56,11 @@ class Candidate:
     eager_time: Timing | None = None
     loss: Loss | None = None
     facts: Mapping[str, int | str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+    requires: Mapping[str, str] = field(default_factory=dict)
+    flow: tuple[FlowProof, ...] = ()
+    verified: str = ""
+    state: str = "built"
     why: str = ""
 
     @property
@@ -74,7 +88,7 @@ def chosen_backends(name: str) -> list[Backend]:
         if found.version() is None:
             raise MissingError(f"engine {name!r} is not installed", hint=found.install)
         return [found]
-    usable = [b for b in BACKENDS if b.name != "reference" and b.version() is not None]
+    usable = [b for b in BACKENDS if b.name != "reference" and b.version() is not None and not b.why_not(CPU)]
     if not usable:
         raise MissingError("no engine is installed", hint=" or ".join(b.install for b in BACKENDS if b.install))
     return usable
@@ -88,9 +102,11 @@ class Race:
     """
 
     def __init__(
-        self, reference: Reference, threads: int | None, max_loss: float, seconds: float, phases: Phases
-    ) -> None:
+        self, reference: Reference, threads: int | None, max_loss: float, seconds: float, phases: Phases,
+        options: BuildOptions = DEFAULT,
+    ) -> None:  # fmt: skip
         self._reference = reference
+        self._options = options
         self._threads = threads
         self._max_loss = max_loss
         self._seconds = seconds
@@ -118,15 +134,18 @@ class Race:
         self._phases.note("engines", f"{made.name}: {made.why.splitlines()[0] if made.why else _built(made)}")
 
     def _try(self, made: Candidate, graph: Graph, with_: Backend, folder: Path) -> Candidate:
-        refused = with_.unsupported(graph)
+        ready = prepared(graph, with_)
+        graph = ready.graph
+        refused = [*ready.refused] or with_.unsupported(graph)
         if refused:
-            raise UnsupportedError(_listing(refused))
+            raise UnsupportedError(listing(refused))
         start = time.perf_counter()
         folder.mkdir(parents=True)
         weight_files.save(graph.weights, folder / WEIGHTS_FILE)
-        with_.build(graph, folder)
+        built = with_.build(graph, folder, self._options)
         engine = with_.load(folder, self._threads)
-        made = replace(made, build_seconds=time.perf_counter() - start, facts=dict(engine.facts()))
+        made = replace(with_built(made, built, time.perf_counter() - start), verified="run on this machine")
+        made = replace(made, facts={**made.facts, **_facts(engine, ready.flow)}, flow=(*ready.flow, *built.flow))
         with torch_threads(self._threads):
             made = replace(made, loss=self._reference.judge(engine))
             assert made.loss is not None
@@ -175,7 +194,59 @@ class Race:
             os.replace(file, folder / file.name)
 
 
-def _listing(refused: Sequence[Unsupported], most: int = 20) -> str:
+def _facts(engine: Engine, flow: Sequence[FlowProof]) -> dict[str, int | str]:
+    """What the engine says of itself, and how many ``rows`` became what."""
+    return dict(engine.facts()) | Counter(f"rows_{proof.lowering}" for proof in flow)
+
+
+def with_built(made: Candidate, built: Built, seconds: float) -> Candidate:
+    """A candidate with what its build made and found out."""
+    return replace(
+        made, build_seconds=seconds, facts=dict(built.facts), remarks=built.remarks, requires=dict(built.requires),
+        flow=built.flow,
+    )  # fmt: skip
+
+
+def run_race(job: Job, backends: Sequence[Backend], folder: Path) -> tuple[list[Candidate], Candidate]:
+    """Every variant on every engine; the winner's files are moved into ``folder``.
+
+    Raises:
+        VerificationError: none stays within the loss bound.
+        PenstockError: none could be built.
+    """
+    assert job.reference is not None
+    settings = job.settings
+    options = BuildOptions(job.target.device, settings.build_timeout, settings.build_memory)
+    race = Race(job.reference, settings.threads, settings.max_loss, settings.seconds, job.phases, options)
+    with (
+        job.phases.phase("engines", "build, verify, measure") as say,
+        # within the staging folder: who reclaims that after a kill reclaims this as well
+        tempfile.TemporaryDirectory(dir=folder, prefix="build-") as scratch,
+    ):
+        for variant, graph in job.graphs.items():
+            for each in backends:
+                race.enter(variant, graph, each, Path(scratch) / f"{variant}-{each.name}", job.predicted[variant])
+        winner = race.winner()
+        if winner is None:
+            reasons = "\n".join(f"  - {c.name}: {c.why}" for c in race.candidates)
+            lost = any(c.loss is not None for c in race.candidates)
+            fault = VerificationError if lost else race.fault_kind()
+            raise fault(
+                f"no engine stays within a loss of {settings.max_loss:g}:\n{reasons}"
+                if lost
+                else f"no engine could be built:\n{reasons}",
+                hint="allow more with --max-loss, or use --recipe fp32"
+                if lost
+                else "penstock doctor says what is missing",
+            )
+        race.move(winner, folder)
+        say(
+            f"{winner.name}: {winner.speedup:.2f}x eager at loss {winner.loss.loss:.2g}" if winner.loss else winner.name
+        )
+    return race.candidates, winner
+
+
+def listing(refused: Sequence[Unsupported], most: int = 20) -> str:
     """What an engine refuses, equal reasons told once."""
     places: dict[tuple[str, str], list[str]] = {}
     for one in refused:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import penstock
+from backends import BuildOptions, Built
 from compiler.artifact import AFTER, BEFORE, open_artifact
 from compiler.events import Event
 from compiler.pipeline import recipe as recipe_module
@@ -215,7 +216,9 @@ def test_how_closely_passes_are_watched(compile: Compile, check: str) -> None:
         ({"engine": "onnx-runtime"}, 'did you mean "onnxruntime"'),
         ({"threads": "two"}, "threads takes int"),
         ({"output": "no-artifact"}, "NAME.penstock"),
-        ({"target": "l4"}, "this version compiles for cpu"),
+        ({"target": "l4"}, "onnxruntime builds for the CPU only"),
+        ({"target": "cpu,cpu"}, "stands twice"),
+        ({"build_timeout": 0}, "build_timeout is 0"),
     ],
 )
 def test_settings_that_cannot_be_meant(compile: Compile, settings: dict[str, Any], told: str) -> None:
@@ -319,9 +322,9 @@ def test_a_wrong_engine_is_no_candidate(compile: Compile, monkeypatch: pytest.Mo
 
     build = OnnxRuntime.build
 
-    def wrong(self: OnnxRuntime, graph: Graph, folder: Path) -> None:
+    def wrong(self: OnnxRuntime, graph: Graph, folder: Path, options: BuildOptions) -> Built:
         ForgetHalf().run(graph)
-        build(self, graph, folder)
+        return build(self, graph, folder, options)
 
     monkeypatch.setattr(OnnxRuntime, "build", wrong)
     with pytest.raises(VerificationError, match="fp32 on onnxruntime: loss"):

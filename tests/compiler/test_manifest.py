@@ -54,7 +54,7 @@ def _set(*keys: str | int, to: object) -> Callable[[dict[str, Any]], None]:
 ZERO = {"sha256": "0" * 64, "bytes": 0}
 PORT = {"kind": "input", "name": "x", "dtype": "f32", "shape": []}
 MANIFEST_FAULTS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
-    "newer schema": (_set("schema", to=2), "artifact schema 2"),
+    "newer schema": (_set("schema", to=3), "artifact schema 3"),
     "schema is True": (_set("schema", to=True), "artifact schema True"),
     "no schema": (lambda raw: raw.pop("schema"), "artifact schema None"),
     "other format": (_set("format", to="zip"), "not the manifest"),
@@ -136,7 +136,7 @@ def test_manifest_that_is_no_json(path: Path, text: str, words: str) -> None:
 
 def test_wrong_version_names_both(path: Path) -> None:
     reseal(path, lambda raw: raw.update(schema=7, penstock="9.9"))
-    with pytest.raises(UntrustedError, match=r"schema 7 \(written by Penstock 9\.9\).* reads schema 1"):
+    with pytest.raises(UntrustedError, match=r"schema 7 \(written by Penstock 9\.9\).* reads schema 2"):
         open_artifact(path)
 
 

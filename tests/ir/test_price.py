@@ -172,6 +172,33 @@ class TestInt8:
         assert got.reads == (128, 128, 64, 4)
         assert (got.flops, got.scratch, got.compute) == (2 * 4 * 8 * 16, 64, I8)
 
+    def test_fp8_and_nvfp4_linears(self) -> None:
+        eight, four = torch.float8_e4m3fn, torch.float4_e2m1fn_x2
+        got = price(make("penstock.fp8_linear.default", f32(4, 32), (eight, (16, 32)), f32(16), None, f32()))
+        assert (got.flops, got.compute, got.work) == (2 * 4 * 32 * 16, eight, Gemm(1, 4, 16, 32))
+        assert got.reads == (512, 512, 64, 4)
+        weight, blocks = (torch.uint8, (16, 16)), (eight, (16, 2))
+        got = price(make("penstock.nvfp4_linear.default", f32(4, 32), weight, blocks, f32(), None, f32()))
+        assert (got.flops, got.compute, got.work) == (2 * 4 * 32 * 16, four, Gemm(1, 4, 16, 32))
+        assert got.reads == (512, 256, 32, 4, 4)
+
+    def test_int4_weights_are_read_packed_and_multiplied_as_float(self) -> None:
+        graph = parse(
+            """penstock-ir 1
+graph "int4"
+input %x: f16[4, 64] "x"
+input %p: u8[16, 32] "p"
+input %s: f16[16, 2] "s"
+%w: f16[16, 64] = penstock.dequantize_int4.default(%p, %s, 32)
+%y: f16[4, 16] = aten.linear.default(%x, %w)
+return "y" %y
+"""
+        )
+        dequantize, product, _ = graph
+        assert price(dequantize).free
+        assert price(product).reads == (2 * 4 * 64, 16 * 32)
+        assert price(product).compute is torch.float16
+
     def test_product_of_dequantized_values_is_int8(self) -> None:
         importlib.import_module("torch.ao.quantization.fx._decomposed")  # registers quantized_decomposed
         graph = parse(

@@ -6,7 +6,9 @@ import torch
 from ir import interpret, verify
 from ir.own_ops import int8_linear_dynamic, int8_linear_static
 from passes import Quantize
-from passes.calibrate_int8 import Observed, calibrate, quantize_weight
+from passes.calibrate_int8 import calibrate
+from passes.linears import Observed
+from passes.narrow_weights import to_int8
 from tests.passes.case import read, told
 
 TWO = """
@@ -29,7 +31,7 @@ def weights() -> dict[str, torch.Tensor]:
 
 def test_weight_error_is_at_most_half_a_step() -> None:
     w = torch.randn(32, 48)
-    made = quantize_weight(w, clips=(1.0,))
+    made = to_int8(w, clips=(1.0,))
     assert ((made.q * made.scale[:, None] - w).abs() <= made.scale[:, None] / 2 + 1e-6).all()
     assert made.q.dtype is torch.int8
 
@@ -108,7 +110,7 @@ def test_smoothing_finds_planted_outlier_channels() -> None:
     (made,) = calibrate(seen, [w])
     assert made.x_scale.shape == (64,)
     assert made.x_scale[3] > 5 * made.x_scale[0]
-    plain = quantize_weight(w)
+    plain = to_int8(w)
     step = float((x.amax() - x.amin()) / 255)
     zero = round(float(-x.amin() / step))
     flat = int8_linear_static(x, plain.q, plain.scale * step, None, torch.tensor(step), zero)

@@ -1,0 +1,173 @@
+"""An engine for a GPU that is not here: chosen by prediction, judged through a twin, built in a child process.
+
+Nothing of this is measured, and nothing claims to be. The loss is that of the same graph on a CPU engine (its twin);
+where a backend can simulate what it emitted, that is compared as well.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from backends import WEIGHTS_FILE, Backend, BuildOptions, backend
+from backends.rows import Prepared, prepared
+from compiler.job import Job
+from compiler.select.compare import distance
+from compiler.select.race import Candidate, listing, with_built
+from compiler.select.reference import Loss, Reference
+from ir import Graph, interpret
+from ir import weights as weight_files
+from ir.errors import MissingError, PenstockError, UnsupportedError, VerificationError
+
+Builds = dict[tuple[str, str, int], tuple[Candidate, Path]]
+"""What was built already in this compile: targets of one capability share a build."""
+_TWINS = ("onnxruntime", "reference")
+
+
+def build_ahead(job: Job, with_: Backend, folder: Path, done: Builds) -> tuple[list[Candidate], Candidate]:
+    """The variant of least predicted time that is legal, close enough to the original, and can be built.
+
+    Args:
+        job: seen from the target.
+        with_: who builds.
+        folder: empty; gets weights and payload of the winner.
+        done: builds of this compile; grows.
+
+    Returns:
+        Every variant with its verdict, and the one in ``folder``.
+
+    Raises:
+        PenstockError: none could be built; of the first failure's kind, with every reason.
+    """
+    device = job.target.device
+    kit = bool(with_.why_not(device))
+    made: list[Candidate] = []
+    faults: list[PenstockError] = []
+    winner: Candidate | None = None
+    for variant in sorted(job.graphs, key=lambda v: job.seconds[v]):
+        entry = Candidate(variant, with_.name, with_.version() or "", job.predicted[variant])
+        if winner is not None:
+            times = [job.seconds[v] * 1e3 for v in (variant, winner.variant)]
+            made.append(replace(entry, why=f"predicted {times[0]:.3g} ms, {winner.variant} {times[1]:.3g} ms"))
+            continue
+        try:
+            ready = prepared(job.graphs[variant], with_)
+            refused = [*ready.refused] or with_.unsupported(ready.graph, device)
+            if refused:
+                raise UnsupportedError(listing(refused))
+            entry = replace(entry, loss=_judge(job, variant))
+            winner = _build(job, entry, ready, with_, folder, done, kit)
+            made.append(winner)
+        except PenstockError as error:
+            faults.append(error)
+            made.append(replace(entry, why=error.what))
+        said = made[-1].why.splitlines()[0] if made[-1].why else f"built in {made[-1].build_seconds:.1f} s"
+        job.phases.note("engines", f"{job.target.name}: {entry.name}: {said}")
+    if winner is None:
+        reasons = "\n".join(f"  - {c.name}: {c.why}" for c in made)
+        raise type(faults[0])(f"nothing could be built for {job.target.name}:\n{reasons}", hint=faults[0].hint)
+    return made, winner
+
+
+def _judge(job: Job, variant: str) -> Loss:
+    """Loss of a variant by its twin; the same for every GPU, so found once."""
+    if variant not in job.twins:
+        assert job.reference is not None
+        try:
+            job.twins[variant] = _twin_loss(job.reference, job.graphs[variant])
+        except PenstockError as error:
+            job.twins[variant] = error
+    found = job.twins[variant]
+    if isinstance(found, PenstockError):
+        raise found
+    if not found.loss <= job.settings.max_loss:
+        raise VerificationError(f"loss {found.loss:.3g} is more than {job.settings.max_loss:g}")
+    return found
+
+
+def _twin_loss(reference: Reference, graph: Graph) -> Loss:
+    for name in _TWINS:
+        twin = backend(name)
+        if twin.version() is None:
+            continue
+        ready = prepared(graph, twin)
+        if ready.refused or twin.unsupported(ready.graph):
+            continue
+        with tempfile.TemporaryDirectory(prefix="penstock-twin-") as scratch:
+            folder = Path(scratch)
+            weight_files.save(ready.graph.weights, folder / WEIGHTS_FILE)
+            twin.build(ready.graph, folder)
+            return reference.judge(twin.load(folder))
+    raise MissingError("no CPU engine can check this graph")  # the reference takes every graph
+
+
+def _build(
+    job: Job, entry: Candidate, ready: Prepared, with_: Backend, folder: Path, done: Builds, kit: bool
+) -> Candidate:
+    device = job.target.device
+    key = (with_.name, entry.variant, device.capability)
+    if key in done and not kit:
+        twin, place = done[key]
+        for file in place.iterdir():
+            shutil.copyfile(file, folder / file.name)
+        shared = "shares the build of a target of equal capability"
+        return replace(twin, predicted=entry.predicted, loss=entry.loss, remarks=(*twin.remarks, shared))
+    graph = ready.graph
+    try:
+        start = time.perf_counter()
+        weight_files.save(graph.weights, folder / WEIGHTS_FILE)
+        options = BuildOptions(
+            device, job.settings.build_timeout, job.settings.build_memory,
+            lambda phase, fraction: job.phases.note("progress", f"{job.target.name} {phase} {fraction:.0%}"),
+        )  # fmt: skip
+        built = with_.kit(graph, folder, options) if kit else with_.build(graph, folder, options)
+        if built is None:
+            raise MissingError(with_.why_not(device))
+        made = with_built(entry, built, time.perf_counter() - start)
+        made = replace(made, flow=(*ready.flow, *made.flow), state="kit" if kit else "built")
+        made = replace(made, verified=_verified(job, graph, with_))
+    except BaseException:
+        for file in folder.iterdir():
+            file.unlink()
+        raise
+    if not kit:
+        done[key] = (made, folder)
+    return made
+
+
+def _verified(job: Job, graph: Graph, with_: Backend) -> str:
+    """How the numbers were checked; a simulation that disagrees with the graph is an error of the emission."""
+    assert job.reference is not None
+    told = "twin on the CPU"
+    simulated = with_.simulated(graph, job.target.device)
+    if simulated is None:
+        return told
+    want, got = _outputs(graph, job.reference.example), simulated(job.reference.example)
+    found = distance(want, {name: got[name] for name in want})
+    if found.cosine < _LEAST_COSINE:
+        raise VerificationError(
+            f"what {with_.name} emitted does not compute the graph: cosine {found.cosine:.6f}", hint="please report it"
+        )
+    return f"{told}; emitted network simulated"
+
+
+_LEAST_COSINE = 0.999
+
+
+def _outputs(graph: Graph, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    found = interpret(graph, inputs)
+    return {name: tensor for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}
+
+
+def usable_for(job: Job, backends: Sequence[Backend]) -> list[Backend]:
+    """The backends that can build, or make a kit, for the job's target; those that build here first."""
+    device = job.target.device
+    here = [b for b in backends if b.version() is not None and not b.why_not(device)]
+    kits = [b for b in backends if b.version() is not None and b.why_not(device) and type(b).kit is not Backend.kit]
+    return here + ([b for b in kits if b not in here] if device.kind == "cuda" else [])
