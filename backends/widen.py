@@ -77,7 +77,9 @@ def _widen(graph: Graph, node: Node) -> None:
             if old.type != new.type and user.op.name == _CAST and user.result.type == new.type:
                 graph.replace(user.result, new)
                 graph.erase(user)
-        if old.uses and old.type != new.type:
+        if not old.uses:
+            continue
+        if old.type != new.type:
             new = graph.insert(op(_CAST), new, old.tensor.dtype, before=node, types=(old.type,)).result
         graph.replace(old, new)
     graph.erase(node)

@@ -8,7 +8,7 @@ from backends.onnx_emit.pointwise import CONVERSIONS
 from backends.onnx_emit.products import PRODUCTS
 from backends.onnx_emit.views import VIEWS
 from backends.widen import is_narrow
-from ir import COND, RETURN, WHILE, Node, TensorType
+from ir import COND, RETURN, ROWS, WHILE, Node, TensorType
 
 _MOVES = (VIEWS.keys() - {"aten.repeat.default", "aten.tile.default", "aten.pixel_shuffle.default"}) | CONVERSIONS
 _MOVES |= {"aten.embedding.default", "aten.index_select.default"}
@@ -26,7 +26,7 @@ _INTERPOLATES = ("linear", "cubic")
 
 def computes_wide(node: Node) -> bool:
     """Whether ONNX Runtime has to compute a node in float32: it has no kernel for bfloat16, or not for this one."""
-    if node.op in (COND, WHILE, RETURN):
+    if node.op in (COND, WHILE, ROWS, RETURN):
         return False
     dtypes = _dtypes(node)
     if torch.bfloat16 in dtypes and (node.op.name not in _MOVES or _word(node) in _EXPANDS):

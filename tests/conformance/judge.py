@@ -54,6 +54,7 @@ def compare(
     deviations: Collection[str] = (),
     flushed: torch.Tensor | None = None,
     has_nan: bool = False,
+    tolerance: float | None = None,
 ) -> Verdict:
     """Judge one tensor.
 
@@ -63,40 +64,44 @@ def compare(
         deviations: those that the backend declares, by name (see ``backends.base``).
         flushed: the meaning where denormal numbers count as zero.
         has_nan: whether NaN went in.
+        tolerance: instead of the element type's.
     """
     if (want.dtype, want.shape) != (got.dtype, got.shape):
         return Verdict("mismatch", f"{got.dtype} {list(got.shape)} instead of {want.dtype} {list(want.shape)}")
-    wrong, error = _apart(want, got)
+    allowed = TOLERANCE.get(want.dtype, 0.0) if tolerance is None else tolerance
+    wrong, error = _apart(want, got, allowed)
     if not bool(wrong.any()):
         return _right(want, got, error)
     used = []
     if "denormal" in deviations and flushed is not None:
-        still = wrong & _apart(flushed, got)[0]
+        still = wrong & _apart(flushed, got, allowed)[0]
         used += ["denormal"] if bool((still != wrong).any()) else []
         wrong = still
-    for name, allowed in (
+    for name, excused in (
         ("nan", want.isnan() | has_nan),
         ("int64", (want.dtype == torch.int64) & ((_size(want) >= 2**31) | (_size(got) >= 2**31))),
     ):
-        if name in deviations and bool((wrong & allowed).any()):
+        if name in deviations and bool((wrong & excused).any()):
             used.append(name)
-            wrong = wrong & ~torch.as_tensor(allowed)
+            wrong = wrong & ~torch.as_tensor(excused)
     if bool(wrong.any()):
         return Verdict("mismatch", _first(wrong, want, got))
     return Verdict("differs", ", ".join(used))
 
 
-def _apart(want: torch.Tensor, got: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _apart(want: torch.Tensor, got: torch.Tensor, tolerance: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Where two tensors do not agree, and by how much they differ."""
     if not want.dtype.is_floating_point:
         return want != got, torch.zeros(())
     x, y = want.double(), got.double()
     error = torch.where((x == y) | (x.isnan() & y.isnan()), 0.0, (x - y).abs() / x.abs().clamp_min(1.0))
-    return ~(error <= TOLERANCE.get(want.dtype, 0.0)), error
+    return ~(error <= tolerance), error
 
 
 def _right(want: torch.Tensor, got: torch.Tensor, error: torch.Tensor) -> Verdict:
-    if not want.dtype.is_floating_point or bool(((want == got) & (want.signbit() == got.signbit()) | want.isnan()).all()):
+    if not want.dtype.is_floating_point or bool(
+        ((want == got) & (want.signbit() == got.signbit()) | want.isnan()).all()
+    ):
         return EXACT
     largest = float(error.max())
     return Verdict("close", f"{10 ** math.ceil(math.log10(largest)):.0e}" if largest else "0")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -34,14 +34,10 @@ class Cell:
         return self.call.name
 
 
-@lru_cache(maxsize=1)
-def cells() -> Mapping[tuple[str, str], tuple[Cell, ...]]:
-    """By family and column: cells of one group go into one graph."""
-    return {
-        (family, column): tuple(_cells(family, column))
-        for family in FAMILIES
-        for column in COLUMNS
-    }
+@lru_cache(maxsize=8)
+def cells(family: str, column: str) -> tuple[Cell, ...]:
+    """Those of one family at one element type, which go into few graphs."""
+    return tuple(_cells(family, column))
 
 
 def _cells(family: str, column: str) -> Iterator[Cell]:
@@ -51,7 +47,7 @@ def _cells(family: str, column: str) -> Iterator[Cell]:
     seen = set()
     for call in FAMILIES[family]:
         lead = call.lead
-        if not lead and column != "f32" or lead and lead not in FLOATS and dtype in FLOATS:
+        if (not lead and column != "f32") or (lead and lead not in FLOATS and dtype in FLOATS):
             continue
         if "]^" in repr(call) and column != "i64":
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,15 +15,36 @@ from ir import Graph, PenstockError, interpret
 from ir.errors import UnsupportedError
 from ir.weights import save
 from tests.backends.cases import SIZES, Built
+from tests.conformance import models, regions
 from tests.conformance.judge import EXACT, Verdict, compare, worst
-from tests.conformance.operators import Cell
+from tests.conformance.operators import Cell, cells
+
+Tensors = Mapping[str, torch.Tensor]
+Job = tuple[str, str, str]
+"""Engine, section of the matrix, and its column or row."""
+Found = list[tuple[str, str, str, str, str]]
+"""Section, row, engine, column, verdict."""
 
 
-def judge_cells(engine: str, cells: Sequence[Cell], together: int = 32) -> dict[Cell, Verdict]:
+def judge(job: Job) -> Found:
+    """One part of the matrix."""
+    torch.set_num_threads(1)
+    logging.disable(logging.CRITICAL)  # torch tells of every kernel that it does not have
+    engine, part, name = job
+    if part == "regions":
+        return [(part, name, engine, "fp32", str(judge_region(engine, name)))]
+    if part == "models":
+        model, _, recipe = name.partition(" ")
+        return [(part, model, engine, recipe or "captured", str(judge_model(engine, name)))]
+    verdicts = judge_cells(engine, cells(part, name))
+    return [(part, cell.form, engine, name, str(verdict)) for cell, verdict in verdicts.items()]
+
+
+def judge_cells(engine: str, chosen: Sequence[Cell], together: int = 32) -> dict[Cell, Verdict]:
     """A verdict per cell."""
     found: dict[Cell, Verdict] = {}
-    for start in range(0, len(cells), together):
-        found |= _judge(backend(engine), cells[start : start + together])
+    for start in range(0, len(chosen), together):
+        found |= _judge(backend(engine), chosen[start : start + together])
     return found
 
 
@@ -88,9 +110,25 @@ def loaded(chosen: Backend, graph: Graph, folder: Path) -> Any:
     return chosen.load(folder, 1)
 
 
-def judge_graph(engine: str, graph: Graph, runs: Sequence[tuple[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]]]) -> Verdict:
-    """A verdict on a whole graph: inputs, and what is expected of them."""
-    chosen = backend(engine)
+def judge_region(engine: str, name: str) -> Verdict:
+    """A verdict on a piece of control flow."""
+    graph = regions.regions()[name]()
+    return _judge_graph(backend(engine), graph, [(inputs, interpret(graph, inputs)) for inputs in regions.runs(graph)])
+
+
+def judge_model(engine: str, name: str) -> Verdict:
+    """A verdict on a model of the zoo, see ``models.case``."""
+    try:
+        graph, runs, tolerance = models.case(name)
+    except UnsupportedError as error:
+        return Verdict("refused", f"capture: {error.what.splitlines()[0]}")
+    return _judge_graph(backend(engine), graph, runs, tolerance)
+
+
+def _judge_graph(
+    chosen: Backend, graph: Graph, runs: Sequence[tuple[Tensors, Tensors]], tolerance: float | None = None
+) -> Verdict:
+    """Inputs, and what is expected of them."""
     faults = chosen.unsupported(graph)
     if faults:
         return Verdict("refused", "; ".join(sorted({f"{f.op}: {f.reason}" for f in faults})))
@@ -100,7 +138,7 @@ def judge_graph(engine: str, graph: Graph, runs: Sequence[tuple[Mapping[str, tor
             for inputs, want in runs:
                 got = run(inputs)
                 for name, tensor in want.items():
-                    verdict = worst(verdict, compare(tensor, got[name], chosen.deviations))
+                    verdict = worst(verdict, compare(tensor, got[name], chosen.deviations, tolerance=tolerance))
     except PenstockError as error:
-        return Verdict("crash", error.what)
+        return Verdict("refused" if isinstance(error, UnsupportedError) else "crash", error.what)
     return verdict
