@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import torch
 
-from ir import Graph
+from ir import Graph, Node
 from ir.errors import MissingError
 
 WEIGHTS_FILE = "weights.safetensors"
@@ -105,6 +105,11 @@ class FlowProof:
     lazy: bool = False
 
 
+def flow_name(node: Node) -> str:
+    """``FlowProof.node`` of a region operator."""
+    return f"{node.op.name} at {node.origin}" if str(node.origin) else node.op.name
+
+
 @dataclass(frozen=True, slots=True)
 class Built:
     """What a build made and found out.
@@ -146,6 +151,8 @@ class Backend(ABC):
     allows these, and counts them."""
     rows: ClassVar[str] = "masked"
     """How ``rows`` is written out for it (``ir.rows.MODES``): compacted where sizes may depend on the data."""
+    patient: ClassVar[bool] = False
+    """Builds for half a minute and more: it takes part in ``--engine auto`` only where it is asked to."""
 
     @abstractmethod
     def version(self) -> str | None:
@@ -161,7 +168,9 @@ class Backend(ABC):
 
     @abstractmethod
     def build(self, graph: Graph, folder: Path, options: BuildOptions = DEFAULT) -> Built:
-        """Write the payload into ``folder``, where ``weights.safetensors`` of the graph lies already.
+        """Write the payload into ``folder``, where ``weights.safetensors`` with the graph's weights lies already.
+
+        The file may hold more weights than the graph has: several graphs may share it.
 
         Raises:
             UnsupportedError: with the whole list.

@@ -44,7 +44,11 @@ def type_fault(flavor: str, node: Node) -> str:
         return "ONNX interpolates floats only"
     if first == torch.bool and word in _ADDS_UP - {"index_put", "_unsafe_index_put", "scatter"}:
         return "truth values cannot be added up; cast to int32 before"
-    if flavor == "onnxruntime" and torch.float64 in _dtypes(node) and (word in _NO_DOUBLE or "conv" in word):
+    if (
+        flavor == "onnxruntime"
+        and torch.float64 in _dtypes(node)
+        and (word in _NO_DOUBLE or any(w in word for w in ("conv", "avg_pool", "upsample")))
+    ):
         return "ONNX Runtime has no float64 kernel for it; cast to float32 before"
     return _openvino_fault(node, word, first) if flavor == "openvino" else ""
 
@@ -61,6 +65,8 @@ def _openvino_fault(node: Node, word: str, first: torch.dtype) -> str:
     floors = word == "div" and node.arg(2, "rounding_mode", None) == "floor"
     if floating and (word in _INEXACT or floors):
         return "OpenVINO's remainder of floats is not exact; compute it in whole numbers"
+    if first == torch.bool and word in ("sort", "argsort", "topk"):
+        return "OpenVINO does not order truth values; cast to int32 before"
     if word == "pow" and not floating and node.arg(1, "exponent", None) not in (1, 2):
         return "OpenVINO raises whole numbers to a power in float32; multiply instead"
     return ""

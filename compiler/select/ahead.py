@@ -19,14 +19,15 @@ from backends import WEIGHTS_FILE, Backend, BuildOptions, backend
 from backends.rows import Prepared, prepared
 from compiler.job import Job
 from compiler.select.compare import distance
-from compiler.select.race import Candidate, listing, with_built
+from compiler.select.lowering import listing
+from compiler.select.race import Candidate, with_built
 from compiler.select.reference import Loss, Reference
 from ir import Graph, interpret
 from ir import weights as weight_files
 from ir.errors import MissingError, PenstockError, UnsupportedError, VerificationError
 
-Builds = dict[tuple[str, str, int], tuple[Candidate, Path]]
-"""What was built already in this compile: targets of one capability share a build."""
+Builds = dict[tuple[str, str, int], tuple[Candidate, tuple[Path, ...]]]
+"""What was built already in this compile, with its files: targets of one capability share a build."""
 _TWINS = ("onnxruntime", "reference")
 
 
@@ -113,8 +114,8 @@ def _build(
     device = job.target.device
     key = (with_.name, entry.variant, device.capability)
     if key in done and not kit:
-        twin, place = done[key]
-        for file in place.iterdir():
+        twin, files = done[key]
+        for file in files:
             shutil.copyfile(file, folder / file.name)
         shared = "shares the build of a target of equal capability"
         return replace(twin, predicted=entry.predicted, loss=entry.loss, remarks=(*twin.remarks, shared))
@@ -137,7 +138,7 @@ def _build(
             file.unlink()
         raise
     if not kit:
-        done[key] = (made, folder)
+        done[key] = (made, tuple(folder.iterdir()))
     return made
 
 

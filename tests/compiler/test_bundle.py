@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import penstock
 from compiler.artifact import (
@@ -24,8 +25,10 @@ from compiler.artifact import (
 from compiler.runtime import loaded
 from compiler.runtime.device import Gpu, check_device, fitting_member, gpus
 from compiler.runtime.finish import finish_kit
-from ir.errors import MissingError, UntrustedError, UsageError
+from ir.errors import MissingError, UnsupportedError, UntrustedError, UsageError
 from tests.compiler import artifacts
+from tests.compiler.command import MLP, Run
+from tests.compiler.models import mlp
 
 L4, T4 = Gpu("NVIDIA L4", 89), Gpu("Tesla T4", 75)
 
@@ -92,7 +95,7 @@ def test_what_does_not_belong_is_noticed(bundle: Path, change: str) -> None:
         (bundle / "surprise").mkdir()
     else:
         shutil.rmtree(bundle / "l4-fake")
-    with pytest.raises(UntrustedError, match="does not belong|is missing"):
+    with pytest.raises(UntrustedError, match=r"does not belong|is missing"):
         open_bundle(bundle)
 
 
@@ -146,7 +149,7 @@ def test_a_kit_says_what_to_do(bundle: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_finishing_needs_a_kit_and_its_gpu(bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(MissingError, match="no kit in .* fits the GPU of this machine"):
+    with pytest.raises(MissingError, match=r"no kit in .* fits the GPU of this machine"):
         finish_kit(bundle)
     with pytest.raises(UsageError, match="is no kit"):
         finish_kit(bundle / "cpu", tmp_path / "out.penstock")
@@ -159,3 +162,53 @@ def test_this_machine_is_asked_without_a_crash() -> None:
 def test_a_target_of_a_single_artifact_is_refused(artifact: Path) -> None:
     with pytest.raises(UsageError, match="one target only"):
         penstock.load(artifact, target="cpu")
+
+
+# --- compiled: TensorRT builds for GPUs that are not here ---------------------------------------------
+
+
+def _targets(result: penstock.CompileResult) -> dict[str, str]:
+    return {row.target: row.state for row in result.rows}
+
+
+def test_targets_are_compiled_together(own_cache: Path, fast: None, tmp_path: Path) -> None:
+    """A processor and two GPUs in one artifact, which runs here; an equal compile takes all of it from the cache."""
+    path = tmp_path / "mlp.penstock"
+    told = {"target": "cpu,t4,l4,rtx4090,mi300x", "recipe": "fp16", "engine": "auto", "output": path}
+    result = penstock.compile(mlp.model(), **told)
+    assert _targets(result) == {"cpu": "built", "t4": "built", "l4": "built", "rtx4090": "built", "mi300x": "refused"}
+    assert result.failure is None
+    plans = {n: (path / f"{n}-tensorrt" / "engine.plan").read_bytes() for n in ("t4", "l4", "rtx4090")}
+    assert plans["l4"] == plans["rtx4090"] != plans["t4"]  # one build per compute capability
+    for row in result.rows:
+        assert row.tier == ("measured" if row.target == "cpu" else "predicted" if row.state == "built" else "")
+    x = torch.randn(3, 16)
+    torch.testing.assert_close(penstock.load(path)(input=x)["output"], mlp.model().model(x), rtol=2e-2, atol=2e-2)
+    with pytest.raises(MissingError, match="no NVIDIA GPU"):
+        penstock.load(path, target="t4")
+    again = penstock.compile(mlp.model(), **{**told, "force": True})
+    assert all(row.cached for row in again.rows if row.state == "built")
+
+
+def test_what_fails_for_one_target_stops_no_other(own_cache: Path, fast: None, tmp_path: Path) -> None:
+    """Turing has no bf16: its error comes last, the artifact for Ada is there."""
+    path = tmp_path / "mlp.penstock"
+    result = penstock.compile(mlp.model(), target="t4,l4", recipe="bf16", output=path, cache=False)
+    assert _targets(result) == {"t4": "failed", "l4": "built"}
+    assert list(open_bundle(path).members) == ["l4-tensorrt"]
+    with pytest.raises(UnsupportedError, match="nothing could be built for t4"):
+        result.raise_for_goal()
+
+
+def test_a_builder_out_of_time_is_one_message(penstock: Run, tmp_path: Path) -> None:
+    place = tmp_path / "late.penstock"
+    asked = ("-t", "l4", "-r", "fp16", "--build-timeout", "0.01", "-o", place, "-q", "--no-cache")
+    penstock("compile", MLP, *asked).failed(5, "did not finish within 0.01 s", "--build-timeout")
+    assert not place.exists()
+
+
+def test_a_builder_out_of_memory_is_one_message(penstock: Run, tmp_path: Path) -> None:
+    place = tmp_path / "large.penstock"
+    asked = ("-t", "l4", "-r", "fp16", "--build-memory", "30m", "-o", place, "-q", "--no-cache")
+    penstock("compile", MLP, *asked).failed(5, "more than the 0.0 GB allowed")
+    assert not place.exists()

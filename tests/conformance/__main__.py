@@ -9,9 +9,7 @@ import sys
 from collections import Counter
 
 from tests.backends.operators import FAMILIES
-from tests.conformance import matrix
-from tests.conformance.operators import COLUMNS
-from tests.conformance.run import Job, judge
+from tests.conformance import matrix, run
 
 
 def main() -> int:
@@ -22,13 +20,13 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="keep what is found in matrix.json and MATRIX.md")
     given = parser.parse_args()
     engines, parts = given.engine or matrix.ENGINES, given.family or (*FAMILIES, "regions", "models")
-    jobs = list(itertools.chain.from_iterable(_jobs(engine, part) for part in parts for engine in engines))
+    jobs = [(engines, part, name) for part in parts for name in run.names(part)]
     made, count = matrix.read(), Counter[tuple[str, str]]()
     for engine, part in itertools.product(engines, parts):
         for row in made.get(part, {}).values():
             row.pop(engine, None)
     with multiprocessing.get_context("spawn").Pool(maxtasksperchild=40) as pool:
-        for found in pool.imap(judge, jobs):
+        for found in pool.imap(run.judge, jobs):
             for section, row, engine, column, verdict in found:
                 made.setdefault(section, {}).setdefault(row, {}).setdefault(engine, {})[column] = verdict
                 count[engine, matrix.kind(verdict)] += 1
@@ -42,18 +40,6 @@ def main() -> int:
     for (engine, kind), number in sorted(count.items()):
         sys.stdout.write(f"{engine:12} {kind:9} {number}\n")
     return int(any(kind in ("mismatch", "crash") for _, kind in count))
-
-
-def _jobs(engine: str, part: str) -> list[Job]:
-    if part in FAMILIES:
-        return [(engine, part, column) for column in COLUMNS]
-    if part == "regions":
-        from tests.conformance.regions import regions
-
-        return [(engine, part, name) for name in regions()]
-    from tests.conformance.models import MODELS
-
-    return [(engine, part, name) for name in MODELS]
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def _cells(family: str, column: str) -> Iterator[Cell]:
         lead = call.lead
         if (not lead and column != "f32") or (lead and lead not in FLOATS and dtype in FLOATS):
             continue
-        if "]^" in repr(call) and column != "i64":
+        if ("]^" in repr(call) and column != "i64") or ("]#" in repr(call) and column in ("bool", "f32?")):
             continue
         made = call.at(dtype, odd) if lead else call
         if odd and (repr(made) == repr(call.at(dtype)) or _undefined(made)):

@@ -17,27 +17,36 @@ from ir.weights import save
 from tests.backends.cases import SIZES, Built
 from tests.conformance import models, regions
 from tests.conformance.judge import EXACT, Verdict, compare, worst
-from tests.conformance.operators import Cell, cells
+from tests.conformance.operators import COLUMNS, Cell, cells
 
 Tensors = Mapping[str, torch.Tensor]
-Job = tuple[str, str, str]
-"""Engine, section of the matrix, and its column or row."""
+Job = tuple[Sequence[str], str, str]
+"""Engines, section of the matrix, and its column or row."""
 Found = list[tuple[str, str, str, str, str]]
 """Section, row, engine, column, verdict."""
+
+
+def names(part: str) -> tuple[str, ...]:
+    """What a part of the matrix is made of: columns of an operator family, or rows."""
+    return tuple(regions.regions()) if part == "regions" else models.MODELS if part == "models" else COLUMNS
 
 
 def judge(job: Job) -> Found:
     """One part of the matrix."""
     torch.set_num_threads(1)
     logging.disable(logging.CRITICAL)  # torch tells of every kernel that it does not have
-    engine, part, name = job
-    if part == "regions":
-        return [(part, name, engine, "fp32", str(judge_region(engine, name)))]
-    if part == "models":
-        model, _, recipe = name.partition(" ")
-        return [(part, model, engine, recipe or "captured", str(judge_model(engine, name)))]
-    verdicts = judge_cells(engine, cells(part, name))
-    return [(part, cell.form, engine, name, str(verdict)) for cell, verdict in verdicts.items()]
+    engines, part, name = job
+    found: Found = []
+    for engine in engines:
+        if part == "regions":
+            found.append((part, name, engine, "fp32", str(judge_region(engine, name))))
+        elif part == "models":
+            model, _, recipe = name.partition(" ")
+            found.append((part, model, engine, recipe or "captured", str(judge_model(engine, name))))
+        else:
+            verdicts = judge_cells(engine, cells(part, name))
+            found += [(part, cell.form, engine, name, str(verdict)) for cell, verdict in verdicts.items()]
+    return found
 
 
 def judge_cells(engine: str, chosen: Sequence[Cell], together: int = 32) -> dict[Cell, Verdict]:
