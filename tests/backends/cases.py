@@ -21,7 +21,7 @@ from ir import Arg, DimRange, Graph, Origin, Output, TensorType, Value, op, symb
 from ir.types import DTYPES
 from ir.weights import save
 
-_TENSOR = re.compile(r"^(%?)(f64|f32|f16|bf16|i64|i32|i16|i8|u8|bool)\[([\w, ]*)\](<-?\d+|[+!?~#^])?$")
+_TENSOR = re.compile(r"^(%?)(f64|f32|f16|bf16|f8e4m3|i64|i32|i16|i8|u8|bool)\[([\w, ]*)\](<-?\d+|[+!?~#^])?$")
 _FLOATS = ("f64", "f32", "f16", "bf16")
 _STATISTICS = ("max_pool2d_with_indices", "native_group_norm", "batch_norm", "adaptive_max")
 ODD = (float("inf"), -0.0, 1e-40, float("-inf"), 1e12, 0.0, -3e11, 1e-30, 90.0, -104.0)
@@ -34,7 +34,8 @@ class Call:
     """An operator with its arguments in the short notation."""
 
     def __init__(self, name: str, *args: Any, **kwargs: Any) -> None:
-        self.name = name if name.count(".") == 2 else f"aten.{name}" if "." in name else f"aten.{name}.default"
+        full = name.count(".") == 2 or name.startswith("sym.")
+        self.name = name if full else f"aten.{name}" if "." in name else f"aten.{name}.default"
         self.args, self.kwargs = args, kwargs
 
     def __repr__(self) -> str:
@@ -93,13 +94,19 @@ class Built:
             args = tuple(self._arg(a, own) for a in call.args)
             kwargs = {k: self._arg(a, own) for k, a in call.kwargs.items()}
             node = self.graph.insert(op(call.name), *args, kwargs=kwargs, origin=self._origin)
-            kept = [v for v in node.results if isinstance(v.type, TensorType)]
+            kept = [self._tensor(v) for v in node.results]
             if any(word in call.name for word in _STATISTICS):
                 kept = kept[:1]
             results += kept
             outputs += [Output("output", f"{call}.{index}.{i}") for i in range(len(kept))]
             self.owners |= dict.fromkeys((o.name for o in outputs[len(outputs) - len(kept) :]), index)
         self.graph.returns(*results, outputs=outputs)
+
+    def _tensor(self, value: Value) -> Value:
+        """Numbers made while the model runs are looked at as tensors."""
+        if isinstance(value.type, TensorType):
+            return value
+        return self.graph.insert(op("aten.scalar_tensor.default"), value, origin=self._origin).result
 
     def _arg(self, arg: Any, own: list[Value]) -> Arg:
         if isinstance(arg, (list, tuple)):
@@ -109,6 +116,8 @@ class Built:
         if arg.startswith("$"):
             return own[int(arg[1:])]
         if arg.startswith("size:"):
+            if not any(symbol(arg[5:]) in v.tensor.shape for v in own):
+                self._arg(f"f32[{arg[5:]}]", own)
             value = next(v for v in own if symbol(arg[5:]) in v.tensor.shape)
             axis = value.tensor.shape.index(symbol(arg[5:]))
             return self.graph.insert(op("aten.sym_size.int"), value, axis, origin=self._origin).result

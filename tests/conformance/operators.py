@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,6 +16,8 @@ from tests.backends.operators import FAMILIES
 FLOATS, WHOLES = ("f32", "f16", "bf16", "f64"), ("i64", "i32", "i8", "u8", "bool")
 COLUMNS = (*FLOATS, *WHOLES, "f32!", "f32?", "i64!")
 """Element types; with ``!`` the content is extreme (infinities, negative zero, denormal; beyond 32 bits), ``?`` NaN."""
+FEW = {"other names": ("f32", "f16", "i64"), "numbers": ("f32", "i64", "bool"), "quantized": ("f32", "bf16", "i8")}
+"""Families whose forms are those of others, or made for one element type."""
 ODD = ("pointwise", "reductions", "products", "norms", "decomposed")
 
 
@@ -40,6 +42,17 @@ def cells(family: str, column: str) -> tuple[Cell, ...]:
     return tuple(_cells(family, column))
 
 
+def listed(rows: Mapping[str, Mapping[str, Mapping[str, str]]], family: str, column: str) -> tuple[Cell, ...]:
+    """The same, read from the rows of a matrix: nothing is tried out."""
+    calls = {c.form: c for c in FAMILIES.get(family, ())}
+    kind = column[-1] if column[-1] in "!?" else ""
+    return tuple(
+        Cell(family, form, column, calls[form].at(column.rstrip("!?"), kind) if calls[form].lead else calls[form])
+        for form, engines in rows.items()
+        if form in calls and any(column in found for found in engines.values())
+    )
+
+
 def _cells(family: str, column: str) -> Iterator[Cell]:
     dtype, odd = column.rstrip("!?"), column[-1] if column[-1] in "!?" else ""
     if odd and family not in ODD:
@@ -47,6 +60,8 @@ def _cells(family: str, column: str) -> Iterator[Cell]:
     seen = set()
     for call in FAMILIES[family]:
         lead = call.lead
+        if family in FEW and column not in FEW[family]:
+            continue
         if (not lead and column != "f32") or (lead and lead not in FLOATS and dtype in FLOATS):
             continue
         if ("]^" in repr(call) and column != "i64") or ("]#" in repr(call) and column in ("bool", "f32?")):

@@ -13,8 +13,10 @@ from ir.rows import lowered
 from ir.rowwise import mixing
 from tests.corpus import CORPUS, add_weights, load
 
-EXIT = """
-dim n [1, 64]
+_HEAD = 'penstock-ir 1\ngraph "region"\n'
+EXIT = (
+    _HEAD
+    + """dim n [1, 64]
 input %x: f32[n, 4] "x"
 param %w: f32[4, 4] "w"
 %top: f32[] = aten.mean.default(%x)
@@ -32,9 +34,11 @@ end
 %z: f32[n, 4] = aten.add.Tensor(%y, %x)
 return "z" %z
 """
+)
 
-NESTED = """
-dim n [1, 64]
+NESTED = (
+    _HEAD
+    + """dim n [1, 64]
 input %x: f32[n, 4] "x"
 param %w: f32[4, 4] "w"
 %n1: int<n> = aten.sym_size.int(%x, 0)
@@ -62,9 +66,11 @@ region(%a3: f32[n, 4], %b3: f32[4, 4], %s3: int<n>)
 end
 return "y" %y, "k" %k
 """
+)
 
-LOOP = """
-dim n [1, 64]
+LOOP = (
+    _HEAD
+    + """dim n [1, 64]
 input %x: f32[n, 4] "x"
 input %limit: i64[] "limit"
 param %w: f32[4, 4] "w"
@@ -91,9 +97,11 @@ region(%i1: i64[], %y1: f32[n, 4], %l1: i64[], %w1: f32[4, 4])
 end
 return "i" %i, "y" %y
 """
+)
 
-LOOP_IN_BRANCH = """
-dim n [1, 64]
+LOOP_IN_BRANCH = (
+    _HEAD
+    + """dim n [1, 64]
 input %x: f32[n, 4] "x"
 input %limit: i64[] "limit"
 %zero: i64[] = aten.scalar_tensor.default(0, dtype=!i64)
@@ -118,9 +126,11 @@ region(%a2: f32[n, 4], %z2: i64[], %l2: i64[])
 end
 return "y" %y, "k" %k
 """
+)
 
-UNTIL = """
-dim n [1, 64]
+UNTIL = (
+    _HEAD
+    + """dim n [1, 64]
 input %x: f32[n, 4] "x"
 %size: int<n> = aten.sym_size.int(%x, 0)
 %none: f32[] = aten.scalar_tensor.default(0.0)
@@ -137,6 +147,7 @@ region(%t1: f32[], %y1: f32[n, 4], %s1: int<n>)
 end
 return "sum" %sum, "y" %y
 """
+)
 
 _TEXTS = {
     "cond: early exit, weights captured": EXIT,
@@ -151,7 +162,7 @@ Runs = tuple[Mapping[str, torch.Tensor], ...]
 
 def _parsed(text: str) -> Callable[[], Graph]:
     def make() -> Graph:
-        graph = parse('penstock-ir 1\ngraph "region"\n' + text.lstrip())
+        graph = parse(text)
         add_weights(graph)
         verify(graph)
         return graph

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
-from backends import Backend, Unsupported, backend
+from backends import CPU, Backend, Device, Unsupported, backend
+from backends.rows import prepared
+from backends.segments import build_segments, load_segments, unsupported_segments
 from ir import Graph, PenstockError, interpret
 from ir.errors import UnsupportedError
 from ir.weights import save
@@ -19,6 +21,8 @@ from tests.conformance import models, regions
 from tests.conformance.judge import EXACT, Verdict, compare, worst
 from tests.conformance.operators import COLUMNS, Cell, cells
 
+GPU = Device("l4", "cuda", 89, 24e9, frozenset({"fp32", "tf32", "fp16", "bf16", "fp8", "int8"}))
+LOWERINGS = ("native", "segments")
 Tensors = Mapping[str, torch.Tensor]
 Job = tuple[Sequence[str], str, str]
 """Engines, section of the matrix, and its column or row."""
@@ -31,20 +35,22 @@ def names(part: str) -> tuple[str, ...]:
     return tuple(regions.regions()) if part == "regions" else models.MODELS if part == "models" else COLUMNS
 
 
-def judge(job: Job) -> Found:
-    """One part of the matrix."""
+def judge(job: Job, chosen: Sequence[Cell] | None = None) -> Found:
+    """One part of the matrix; of an operator family the chosen cells, or all that torch can compute."""
     torch.set_num_threads(1)
     logging.disable(logging.CRITICAL)  # torch tells of every kernel that it does not have
     engines, part, name = job
     found: Found = []
     for engine in engines:
         if part == "regions":
-            found.append((part, name, engine, "fp32", str(judge_region(engine, name))))
+            for lowering in LOWERINGS:
+                if lowering == "native" or not simulates(backend(engine)):
+                    found.append((part, name, engine, lowering, str(judge_region(engine, name, lowering))))
         elif part == "models":
             model, _, recipe = name.partition(" ")
             found.append((part, model, engine, recipe or "captured", str(judge_model(engine, name))))
         else:
-            verdicts = judge_cells(engine, cells(part, name))
+            verdicts = judge_cells(engine, cells(part, name) if chosen is None else chosen)
             found += [(part, cell.form, engine, name, str(verdict)) for cell, verdict in verdicts.items()]
     return found
 
@@ -61,7 +67,7 @@ def _judge(chosen: Backend, cells: Sequence[Cell]) -> dict[Cell, Verdict]:
     if not cells:
         return {}
     built = Built([c.call for c in cells])
-    refused = _refusals(chosen.unsupported(built.graph), built, len(cells))
+    refused = _refusals(_faults(chosen, built.graph), built, len(cells))
     if refused:
         found = {cells[i]: Verdict("refused", reason) for i, reason in refused.items()}
         return found | _judge(chosen, [c for c in cells if c not in found])
@@ -115,14 +121,34 @@ def _flushed(graph: Graph, inputs: Mapping[str, torch.Tensor]) -> dict[str, torc
 def loaded(chosen: Backend, graph: Graph, folder: Path) -> Any:
     """Build and load, one thread."""
     save(graph.weights, folder / "weights.safetensors")
+    if simulates(chosen):
+        from backends.tensorrt.simulate import simulated
+
+        return simulated(graph, GPU)
     chosen.build(graph, folder)
     return chosen.load(folder, 1)
 
 
-def judge_region(engine: str, name: str) -> Verdict:
-    """A verdict on a piece of control flow."""
-    graph = regions.regions()[name]()
-    return _judge_graph(backend(engine), graph, [(inputs, interpret(graph, inputs)) for inputs in regions.runs(graph)])
+def simulates(chosen: Backend) -> bool:
+    """Whether an engine cannot run here: what it emits is run in torch instead."""
+    return bool(chosen.why_not(CPU))
+
+
+def _segmented(chosen: Backend, graph: Graph, folder: Path) -> Any:
+    save(graph.weights, folder / "weights.safetensors")
+    build_segments(graph, folder, chosen)
+    return load_segments(folder, chosen, 1)
+
+
+def _faults(chosen: Backend, graph: Graph) -> list[Unsupported]:
+    return chosen.unsupported(graph, GPU if simulates(chosen) else CPU)
+
+
+def judge_region(engine: str, name: str, lowering: str) -> Verdict:
+    """A verdict on a piece of control flow; ``lowering`` is one of ``LOWERINGS``."""
+    chosen, graph = backend(engine), regions.regions()[name]()
+    runs = [(inputs, interpret(graph, inputs)) for inputs in regions.runs(graph)]
+    return _judge_graph(chosen, graph, runs, segments=lowering == "segments")
 
 
 def judge_model(engine: str, name: str) -> Verdict:
@@ -135,15 +161,21 @@ def judge_model(engine: str, name: str) -> Verdict:
 
 
 def _judge_graph(
-    chosen: Backend, graph: Graph, runs: Sequence[tuple[Tensors, Tensors]], tolerance: float | None = None
+    chosen: Backend,
+    graph: Graph,
+    runs: Sequence[tuple[Tensors, Tensors]],
+    tolerance: float | None = None,
+    segments: bool = False,
 ) -> Verdict:
     """Inputs, and what is expected of them."""
-    faults = chosen.unsupported(graph)
+    ready = prepared(graph, chosen)
+    graph = ready.graph
+    faults = ready.refused or (unsupported_segments(graph, chosen) if segments else _faults(chosen, graph))
     if faults:
         return Verdict("refused", "; ".join(sorted({f"{f.op}: {f.reason}" for f in faults})))
     try:
         with tempfile.TemporaryDirectory() as folder:
-            run, verdict = loaded(chosen, graph, Path(folder)), EXACT
+            run, verdict = (_segmented if segments else loaded)(chosen, graph, Path(folder)), EXACT
             for inputs, want in runs:
                 got = run(inputs)
                 for name, tensor in want.items():
