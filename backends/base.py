@@ -90,7 +90,8 @@ class FlowProof:
 
     Attributes:
         node: ``cond`` or ``while`` (or ``rows``), and where in the user's model.
-        lowering: what the engine got: ``if``, ``loop``, ``unrolled``, ``segments``, ``masked``, ``compacted``.
+        lowering: what the engine got: ``if``, ``loop``, ``unrolled``, ``segments``, ``masked``, ``compacted``,
+            ``bucketed``.
         evidence: ``measured``, ``structural`` (read from the built engine) or ``none``.
         detail: one sentence of what was seen.
         seconds: where measured: time of the engine by path (``taken``, ``untaken``, ``full``).
@@ -150,7 +151,8 @@ class Backend(ABC):
     32 bits may be wrong), ``denormal`` (numbers below the normal ones may become zero). The conformance suite
     allows these, and counts them."""
     rows: ClassVar[str] = "masked"
-    """How ``rows`` is written out for it (``ir.rows.MODES``): compacted where sizes may depend on the data."""
+    """How it gets ``rows``: compacted where sizes may depend on the data, else masked (``ir.rows.MODES``); or bucketed:
+    cut into segments, which the host runs on the live rows in a few sizes (``backends.buckets``)."""
     patient: ClassVar[bool] = False
     """Builds for half a minute and more: it takes part in ``--engine auto`` only where it is asked to."""
 

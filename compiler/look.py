@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from backends import BACKENDS, WEIGHTS_FILE, Backend
+from backends.segments import refusals
 from compiler.artifact import AFTER, open_artifact
 from compiler.capture.capture import capture, capture_file
 from compiler.capture.model_file import load_spec
@@ -81,7 +82,7 @@ def describe(graph: Graph) -> dict[str, Any]:
     params = [value for _, value in graph.arguments("param")]
     bytes_ = sum(_bytes(value) for value in params)
     whole = _with_weights(graph)
-    engines = {b.name: [str(u) for u in b.unsupported(whole)] for b in BACKENDS if b.version() is not None}
+    engines = {b.name: [str(u) for u in refusals(whole, b)[1]] for b in BACKENDS if b.version() is not None}
     return {
         "name": graph.name,
         "nodes": len(graph),

@@ -136,7 +136,7 @@ def _random(type_: TensorType, sizes: Mapping[str, int], generator: torch.Genera
 
 
 def to_exported(
-    graph: Graph, inputs: Mapping[str, torch.Tensor] | None = None, forms: Forms = _AS_THEY_ARE
+    graph: Graph, inputs: Mapping[str, torch.Tensor] | None = None, forms: Forms = _AS_THEY_ARE, *, strict: bool = False
 ) -> ExportedProgram:
     """The graph as an ExportedProgram that computes exactly the same.
 
@@ -144,6 +144,7 @@ def to_exported(
         graph: any verified graph.
         inputs: sample inputs, every dynamic size at least 2; made from the types when absent.
         forms: functions that are traced in place of operators.
+        strict: hold to the ranges of the dims, also where that makes torch refuse.
 
     Raises:
         IRError: torch refuses the program.
@@ -153,7 +154,8 @@ def to_exported(
     given = tuple(sample[name] for name, _ in order)
     refused: Exception | None = None
     # named dims keep the ranges, and leave no size arithmetic behind; torch does not take them everywhere
-    for shapes, deferred in ((_named_shapes(graph), False), (_free_shapes(graph), True)):
+    ways = ((_named_shapes(graph), False), (_free_shapes(graph), True))
+    for shapes, deferred in ways[:1] if strict else ways:
         try:
             with torch.no_grad():
                 return torch.export.export(

@@ -36,6 +36,7 @@ VARIANTS = (
     "quantize-weights{min-weights=1, format=int4, block=2}",
     'cast-compute{dtype="f16"}',
     "fold-constants{max-bytes=0}",
+    'lower-rows{mode="compacted"}',
 )
 EVERY = {p.name: p() for p in passes.PASSES} | {text: passes.parse_passes(text, passes.PASSES)[0] for text in VARIANTS}
 # No fault of the pass: float16 ends at 65504, and calibrated scales end where the calibration inputs do.

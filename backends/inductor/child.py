@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.fx.experimental import _config
 
 from backends.base import WEIGHTS_FILE
 from backends.child import Progress, serve
 from backends.inductor import toolchain, wrapper
 from backends.inductor.forms import forms
+from backends.inductor.library import Library
 from backends.inductor.package import describe
 from backends.inductor.prepare import prepared
-from ir import WHILE, Graph, parse
-from ir.errors import BuildError, IRError, MissingError, ResourceError
-from ir.reexport import param_attributes, to_exported
+from ir import WHILE, Graph, interpret, parse
+from ir.errors import BuildError, IRError, MissingError, PenstockError, ResourceError
+from ir.reexport import example_inputs, param_attributes, to_exported
 from ir.weights import load
 
 _TAIL = 4
+_ASSUMED = 2
+_ROUGH = 0.05
 _ERROR = re.compile(r"\b(error|fatal|undefined reference|No space left|Killed)\b")
 
 
@@ -35,19 +41,17 @@ def build(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     folder = Path(request["folder"])
     graph = parse(Path(request["ir"]).read_text("utf-8"), load(folder / WEIGHTS_FILE))
     made = prepared(graph, request["kind"], narrow=request["freeze"] or request["kind"] == "cuda")
-    progress("export", 0.05)
-    # left alone, torch takes every dynamic size to be two at least, and x[-2:] of one row to have two
-    with _config.patch(backed_size_oblivious=True):
+    # torch likes to take every dynamic size to be two at least, and x[-2:] of one row then has two: first without
+    ways = (True, False) if any(bounds.min < _ASSUMED for bounds in graph.dims.values()) else (False,)
+    for exact in ways:
         try:
-            program = to_exported(made, forms=forms(request["kind"]))
-        except IRError as error:
-            raise BuildError(error.what) from error
-        if request["kind"] == "cuda":
-            from torch.export.passes import move_to_device_pass
-
-            program = move_to_device_pass(program, "cuda")
-        progress("compile", 0.2)
-        body, flags = _compile(made, program, request)
+            body, flags = _compile(made, request, exact, progress)
+            _check(graph, request)
+            break
+        except (BuildError, IRError) as error:
+            if exact is ways[-1]:
+                Path(request["package"]).unlink(missing_ok=True)
+                raise BuildError(error.what) from error
     progress("done", 1.0)
     return {
         "facts": wrapper.facts(body),
@@ -56,11 +60,23 @@ def build(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     }
 
 
-def _compile(graph: Graph, program: Any, request: dict[str, Any]) -> tuple[wrapper.Part, tuple[str, ...]]:
-    """Weights stay outside of the package, unless the compiler made constants of its own out of them."""
-    import torch
+def _compile(
+    graph: Graph, request: dict[str, Any], exact: bool, progress: Progress
+) -> tuple[wrapper.Part, tuple[str, ...]]:
+    """Weights stay outside of the package, unless the compiler made constants of its own out of them.
+
+    ``exact``: no size is taken to be two at least.
+    """
     from torch._inductor import config, cpu_vec_isa
 
+    progress("export", 0.05)
+    with _config.patch(backed_size_oblivious=exact):
+        program = to_exported(graph, forms=forms(request["kind"]), strict=exact)
+    if request["kind"] == "cuda":
+        from torch.export.passes import move_to_device_pass
+
+        program = move_to_device_pass(program, "cuda")
+    progress("compile", 0.2)
     package = Path(request["package"])
     with config.patch({"cpp.vec_isa_ok": True}):  # what it would try, by compiling, is true of every wheel of torch
         isa = cpu_vec_isa.pick_vec_isa()
@@ -87,13 +103,60 @@ def _compile(graph: Graph, program: Any, request: dict[str, Any]) -> tuple[wrapp
         if request["kind"] == "cpu":
             settings["cpp.march"] = toolchain.architecture(words)
         try:
-            torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=settings)
+            with _config.patch(backed_size_oblivious=exact), _no_conclusions(exact):
+                torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=settings)
         except Exception as error:
             raise _told(error) from error
         text = wrapper.source(package)
         if inside or wrapper.constants(text) <= outside.keys():
             break
     return wrapper.read(text), flags
+
+
+@contextmanager
+def _no_conclusions(exact: bool) -> Iterator[None]:
+    """A library checks no guards, so what one supposed (a size is not one) must not be concluded from elsewhere."""
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    kept = ShapeEnv._refine_ranges
+    if exact:
+        ShapeEnv._refine_ranges = lambda self, expr: None
+    try:
+        yield
+    finally:
+        ShapeEnv._refine_ranges = kept
+
+
+def _check(graph: Graph, request: dict[str, Any]) -> None:
+    """Run the library once with the smallest sizes, where what was assumed of sizes shows, against the meaning.
+
+    Shapes and types must agree, and floats roughly; only a loop, which might not end on random numbers, is not run.
+
+    Raises:
+        BuildError: the library computes something else.
+    """
+    if any(node.op is WHILE for node in graph.walk()):
+        return
+    inputs = example_inputs(graph, {name: max(bounds.min, 1) for name, bounds in graph.dims.items()})
+    try:
+        want = interpret(graph, inputs)
+    except Exception:  # noqa: BLE001  (random numbers are no indices, say: nothing to compare with)
+        return
+    try:
+        found = Library(Path(request["package"]), Path(request["folder"]) / WEIGHTS_FILE, None)(inputs)
+    except PenstockError as error:
+        raise BuildError(error.what) from error
+    for name, value in want.items():
+        tensor, got = torch.as_tensor(value), found[name]
+        if (got.shape, got.dtype) != (tensor.shape, tensor.dtype):
+            raise BuildError(
+                f"AOTInductor computes {name!r} as {got.dtype} {list(got.shape)} instead of {tensor.dtype} "
+                f"{list(tensor.shape)} at the smallest sizes"
+            )
+        if tensor.dtype.is_floating_point and tensor.numel():
+            right, left = tensor.double().nan_to_num(), got.double().nan_to_num()
+            if not bool((left - right).abs().amax() <= _ROUGH * (right.abs().amax() + 1e-3)):
+                raise BuildError(f"AOTInductor computes other numbers for {name!r} at the smallest sizes")
 
 
 def _told(error: BaseException) -> Exception:

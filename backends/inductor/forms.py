@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ir import own_ops
+from ir import narrow, own_ops
 
 _DOMAIN = "penstock."
 
@@ -39,6 +39,9 @@ def forms(kind: str) -> Mapping[str, Callable[..., Any]]:
             own_ops.int8_linear_dynamic,
             own_ops.int8_linear_static,
             own_ops.int8_attention,
+            narrow.dequantize_int4,
+            narrow.fp8_linear,
+            narrow.nvfp4_linear,
         )
     }
     if kind == "cpu":

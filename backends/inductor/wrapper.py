@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from backends.base import FlowProof
+from backends.base import FlowProof, flow_name
 from ir import COND, WHILE, Block, Graph, Node
 
 _START = re.compile(r"^void AOTInductorModel::run_impl\(", re.M)
@@ -152,11 +152,11 @@ def flow(graph: Graph, body: Part) -> tuple[FlowProof, ...]:
     nodes = [node for node in graph.walk() if node.op in (COND, WHILE)]
     if not _match([graph.body], body, found):
         return tuple(
-            FlowProof(_place(n), _LOWERING[n.op.name], "none", "the C++ does not match the graph branch by branch")
+            FlowProof(flow_name(n), _LOWERING[n.op.name], "none", "the C++ does not match the graph branch by branch")
             for n in nodes
         )
     return tuple(
-        FlowProof(_place(node), _LOWERING[node.op.name], "structural", _detail(parts), lazy=True)
+        FlowProof(flow_name(node), _LOWERING[node.op.name], "structural", _detail(parts), lazy=True)
         for node, parts in found
     )
 
@@ -182,10 +182,6 @@ def _match(blocks: Sequence[Block], part: Part, found: list[tuple[Node, list[Par
 
 
 _LOWERING = {"cond": "if", "while": "loop"}
-
-
-def _place(node: Node) -> str:
-    return " at ".join(filter(None, (node.op.name, str(node.origin))))
 
 
 def _detail(parts: Sequence[Part]) -> str:

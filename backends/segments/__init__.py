@@ -7,7 +7,7 @@ All share the folder's weights. An untaken side is never started, by constructio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,18 +24,41 @@ from backends.base import (
     Unsupported,
     flow_name,
 )
-from backends.rows import prepared
-from backends.segments.cut import cut, has_regions
-from backends.segments.schedule import MAX_BYTES, MAX_SEGMENTS, read_schedule
+from backends.rows import Prepared, prepared
+from backends.segments.cut import Cut, cut, has_regions
+from backends.segments.reader import read_schedule
+from backends.segments.schedule import MAX_BYTES, MAX_SEGMENTS
 from backends.segments.scheduler import Scheduler
-from ir import Graph
+from ir import ROWS, Block, Graph, Node
 from ir.errors import ResourceError, UnsupportedError, UntrustedError
+from ir.ops import REGIONS
+from ir.rowwise import mixing
 from ir.weights import load as load_weights
 
 __all__ = [
-    "Scheduler", "build_engine", "build_segments", "cut", "has_regions", "is_segmented", "load_engine", "load_segments",
+    "Scheduler",
+    "build_engine",
+    "build_segments",
+    "cut",
+    "has_regions",
+    "is_segmented",
+    "load_engine",
+    "load_segments",
+    "ready_for",
+    "refusals",
+    "region_nodes",
+    "simulated_segments",
     "unsupported_segments",
 ]  # fmt: skip
+
+
+def region_nodes(block: Block) -> Iterator[Node]:
+    """Every branch and loop, in the order of the nodes, outer before inner: that of ``Built.flow`` of segments."""
+    for node in block:
+        if node.regions:
+            yield node
+        for region in node.regions:
+            yield from region_nodes(region)
 
 
 def schedule_file(folder: Path, stem: str) -> Path:
@@ -51,10 +74,38 @@ def is_segmented(folder: Path, stem: str = "engine") -> bool:
 def unsupported_segments(graph: Graph, inner: Backend, device: Device = CPU) -> list[Unsupported]:
     """Everything in the straight pieces that the inner backend cannot carry."""
     try:
-        parts = cut(graph)
+        parts = _cut_for(graph, inner)
     except UnsupportedError as error:
         return [Unsupported("segments", error.where, error.what)]
     return [fault for segment in parts.segments for fault in inner.unsupported(segment, device)]
+
+
+def _cut_for(graph: Graph, inner: Backend) -> Cut:
+    return cut(graph, bucketed=inner.rows == "bucketed")
+
+
+def ready_for(graph: Graph, backend: Backend, device: Device = CPU, whole: bool = False) -> Prepared:
+    """The graph as a backend takes it: ``rows`` masked, not bucketed, where it must be one engine or cannot be cut."""
+    rows = backend.rows == "bucketed" and any(node.op is ROWS for node in graph.walk())
+    masked = rows and (whole or bool(unsupported_segments(graph, backend, device)))
+    return prepared(graph, backend, "masked" if masked else "")
+
+
+def refusals(graph: Graph, inner: Backend, device: Device = CPU) -> tuple[list[Unsupported], list[Unsupported]]:
+    """What the backend itself refuses of a graph, and what is left of that when the graph may be cut."""
+    refused = inner.unsupported(graph, device)
+    if not refused or not {one.op for one in refused} <= REGIONS.keys():
+        return refused, refused
+    return refused, unsupported_segments(graph, inner, device)
+
+
+def simulated_segments(graph: Graph, inner: Backend, device: Device) -> Engine | None:
+    """As ``Backend.simulated``, for every piece; none when a piece has none."""
+    parts = _cut_for(graph, inner)
+    pieces = [inner.simulated(segment, device) for segment in parts.segments]
+    engines = [piece for piece in pieces if piece is not None]
+    weights = {name: graph.weights[key] for name, key in parts.schedule.weights.items()}
+    return Scheduler(parts.schedule, engines, weights) if len(engines) == len(pieces) else None
 
 
 def build_segments(graph: Graph, folder: Path, inner: Backend, options: BuildOptions = DEFAULT) -> Built:
@@ -67,7 +118,7 @@ def build_segments(graph: Graph, folder: Path, inner: Backend, options: BuildOpt
         ResourceError: no space, no permission, out of memory, out of time.
         BuildError: the builder failed.
     """
-    parts = cut(graph)
+    parts = _cut_for(graph, inner)
     count = len(parts.segments)
     if count > MAX_SEGMENTS:
         raise UnsupportedError(f"the graph falls into {count} segments, more than {MAX_SEGMENTS}")
@@ -84,7 +135,7 @@ def build_segments(graph: Graph, folder: Path, inner: Backend, options: BuildOpt
     except OSError as error:
         raise ResourceError(f"cannot write {path}: {error.strerror}") from error
     remarks.append(f"cut at its branches and loops into {count} segments that the host runs as the data says")
-    return Built(tuple(remarks), {"segments": count}, _proofs(graph), requires)
+    return Built(tuple(remarks), {"segments": count}, _proofs(graph, inner), requires)
 
 
 def load_segments(folder: Path, inner: Backend, threads: int | None = None, stem: str = "engine") -> Engine:
@@ -119,12 +170,12 @@ def build_engine(graph: Graph, folder: Path, backend: Backend, options: BuildOpt
         ResourceError: no space, no permission, out of memory, out of time.
         BuildError: the builder failed.
     """
-    ready = prepared(graph, backend)
+    ready = ready_for(graph, backend, options.device)
     if ready.refused:
         raise UnsupportedError("\n".join(map(str, ready.refused)))
     graph = ready.graph
-    refused = has_regions(graph) and backend.unsupported(graph, options.device)
-    if refused and not unsupported_segments(graph, backend, options.device):
+    refused, left = refusals(graph, backend, options.device)
+    if refused and not left:
         built = build_segments(graph, folder, backend, options)
     else:
         schedule_file(folder, options.stem).unlink(missing_ok=True)  # of what lay there before
@@ -143,14 +194,19 @@ def _part_of(options: BuildOptions, number: int, count: int) -> Callable[[str, f
     return lambda phase, fraction: options.progress(phase, (number + fraction) / count)
 
 
-def _proofs(graph: Graph) -> tuple[FlowProof, ...]:
+def _proofs(graph: Graph, inner: Backend) -> tuple[FlowProof, ...]:
     """By construction: a piece that stands on one side of a decision is started on that side only."""
     seen: Mapping[str, str] = {
         "cond": "each side is made of engines of its own, and the host starts those of the side it takes",
         "while": "test and body are engines of their own, and the host starts the body while the test is true",
+        "rows": "the region is engines of its own, and the host starts them on the live rows, or not at all",
     }
     return tuple(
-        FlowProof(flow_name(node), "segments", "structural", seen[node.op.name], lazy=True)
-        for node in graph.walk()
-        if node.regions
+        FlowProof(flow_name(node), _form(node, inner), "structural", seen[node.op.name], lazy=True)
+        for node in region_nodes(graph.body)
     )
+
+
+def _form(node: Node, inner: Backend) -> str:
+    """What became of a node; rows whose padding could touch the others run in as many rows as are live."""
+    return "bucketed" if node.op is ROWS and inner.rows == "bucketed" and not mixing(node) else "segments"

@@ -13,22 +13,27 @@ from dataclasses import dataclass
 import torch
 
 from backends.segments.drops import with_drops
-from backends.segments.schedule import MAX_CONSTANT, Branch, Constant, Literal_, Loop, Run, Schedule, Side, Step
+from backends.segments.schedule import MAX_CONSTANT, Branch, Constant, Literal_, Loop, Rows, Run, Schedule, Side, Step
 from backends.segments.segment import Held, Segment
 from backends.segments.sizes import is_size, plain_sizes
 from ir import (
     COND,
     RETURN,
+    ROWS,
     WHILE,
     Arg,
     Block,
+    DimRange,
     Graph,
     Node,
     TensorType,
     Value,
     interpret,
 )
+from ir.dims import upper_bound
 from ir.errors import UnsupportedError
+from ir.rows import groups, rows_symbol
+from ir.rowwise import mixing
 from ir.text import name_values
 from ir.types import DTYPE_NAMES
 
@@ -48,18 +53,18 @@ def has_regions(graph: Graph) -> bool:
     return any(node.regions for node in graph)
 
 
-def cut(graph: Graph) -> Cut:
-    """The segments of a graph.
+def cut(graph: Graph, bucketed: bool = False) -> Cut:
+    """The segments of a graph; ``bucketed``: regions of ``rows`` run in the sizes of ``backends.buckets``.
 
     Raises:
         UnsupportedError: the graph returns what no tensor can hold, or a region operator is not known here.
     """
-    return _Cutter(graph).whole()
+    return _Cutter(graph, bucketed).whole()
 
 
 class _Cutter:
-    def __init__(self, graph: Graph) -> None:
-        self._graph = graph
+    def __init__(self, graph: Graph, bucketed: bool) -> None:
+        self._graph, self._bucketed = graph, bucketed
         self._names = name_values(graph)
         self._known: dict[Value, Held | Value] = {}  # a param is known as itself, the param of the whole graph
         self._weights: dict[str, str] = {}
@@ -72,6 +77,7 @@ class _Cutter:
                 for name, axis in plain_sizes(value.tensor).items():
                     self._sources.setdefault(name, (value, axis))
         self._dims = frozenset(self._sources)
+        self._bounds: dict[str, DimRange] = {}  # of numbers of live rows
 
     def whole(self) -> Cut:
         graph = self._graph
@@ -105,7 +111,8 @@ class _Cutter:
                 return steps, [self._name(v) for v in wanted]
             if node.regions:
                 steps += self._flush(chunk, self._must_hold(node))
-                steps.append(self._branch(node) if node.op is COND else self._loop(node))
+                make = self._branch if node.op is COND else self._loop if node.op is WHILE else self._rows
+                steps.append(make(node))
                 chunk = []
             else:
                 chunk.append(node)
@@ -126,6 +133,11 @@ class _Cutter:
                 for v, a in zip(_many(node.args[0]), node.regions[1].args[:count], strict=True)
                 if not self._is_size(a)
             ]
+        elif node.op is ROWS:
+            live, carried, beside, closed = groups(node)
+            count = len(carried) + len(beside)
+            pairs = list(zip(closed, node.regions[0].args[count:], strict=True))
+            held = [live, *carried, *beside]
         else:
             raise UnsupportedError(f"{node.op.name} cannot be cut into segments", where=str(node.origin))
         # a size of a region that is no function of the dims, although the operand is
@@ -156,6 +168,18 @@ class _Cutter:
             steps, results = self._block(region, kept)
             sides.append(Side(tuple(steps), tuple(results)))
         return Loop(names, start, sides[0], sides[1])
+
+    def _rows(self, node: Node) -> Rows:
+        live, carried, beside, closed = groups(node)
+        region = node.regions[0]
+        given = (*carried, *beside)
+        self._bounds[rows_symbol(node)] = DimRange(1, upper_bound(live.tensor.shape[0], self._graph.dims))
+        inner = self._hold(region.args[: len(given)])
+        self._bind(region.args[len(given) :], closed)
+        steps, results = self._block(region, [True] * len(carried))
+        side = Side(tuple(steps), tuple(results))
+        padded = self._bucketed and not mixing(node)  # rows of padding may not touch the others
+        return Rows(self._name(live), tuple(map(self._name, given)), inner, side, self._hold(node.results), padded)
 
     def _bind(self, inner: Sequence[Value], outer: Sequence[Value]) -> None:
         """Let arguments of a region stand for what they are outside."""
@@ -195,7 +219,7 @@ class _Cutter:
         steps: list[Step] = []
         if exports:
             needed = _needed(chunk, exports)
-            segment = Segment(self._graph, len(self._segments), self._known, self._sources, self._names)
+            segment = Segment(self._graph, len(self._segments), self._known, self._sources, self._names, self._bounds)
             made = segment.build(needed, exports)
             steps.append(Run(len(self._segments), *made))
             self._segments.append(segment.graph)
@@ -212,7 +236,7 @@ class _Cutter:
         size = type_.numel
         if not isinstance(size, int) or size > MAX_CONSTANT or any(v not in made for n in nodes for v in n.operands):
             return False
-        segment = Segment(self._graph, 0, self._known, self._sources, self._names)
+        segment = Segment(self._graph, 0, self._known, self._sources, self._names, self._bounds)
         segment.build(nodes, [value])
         tensor = interpret(segment.graph, {})[self._names[value]]
         if not (tensor.isfinite() if tensor.is_floating_point() else torch.ones(())).all() or tensor.is_complex():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from backends.segments.schedule import Branch, Loop, Run, Side, Step
+from backends.segments.schedule import Branch, Loop, Rows, Run, Side, Step
 
 
 def with_drops(steps: tuple[Step, ...], kept: Iterable[str], given: Iterable[str] = ()) -> tuple[Step, ...]:
@@ -35,6 +35,8 @@ def reads(steps: tuple[Step, ...]) -> frozenset[str]:
                 found.update(step.start)
                 for side in (step.test, step.body):
                     found |= reads(side.steps) | set(side.results)
+            case Rows():
+                found.update((step.live, *step.given, *reads(step.side.steps), *step.side.results))
     return frozenset(found)
 
 
@@ -63,6 +65,10 @@ def _walk(
                 body, _ = _side(step.body, outer - carried, given)
                 before = (outer - carried) | frozenset(step.start)
                 step = replace(step, test=test, body=body, drop=_names((before | carried) - live - given))
+            case Rows():
+                side, first = _side(step.side, live - frozenset(step.results), given)
+                before = (first - frozenset(step.inner)) | {step.live, *step.given}
+                step = replace(step, side=side, drop=_names((before | frozenset(step.inner)) - live - given))
         made.append(step)
         live = before
     return tuple(reversed(made)), live
@@ -87,6 +93,8 @@ def _made(step: Step) -> frozenset[str]:
             return frozenset(step.results).union(*map(_made, inner))
         case Loop():
             return frozenset(step.carried).union(*map(_made, (*step.test.steps, *step.body.steps)))
+        case Rows():
+            return frozenset((*step.inner, *step.results)).union(*map(_made, step.side.steps))
 
 
 def _names(names: frozenset[str]) -> tuple[str, ...]:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from backends.base import Engine
-from backends.segments.schedule import Branch, Loop, Run, Schedule, Side, Step
+from backends.buckets import padded
+from backends.segments.schedule import Branch, Loop, Rows, Run, Schedule, Side, Step
 from ir.types import DTYPES
 
 Tensors = Mapping[str, torch.Tensor]
@@ -50,8 +51,10 @@ class Scheduler(Engine):
             elif isinstance(step, Branch):
                 side = step.taken if bool(values[step.test]) else step.otherwise
                 values.update(zip(step.results, self._side(side, values), strict=True))
-            else:
+            elif isinstance(step, Loop):
                 self._loop(step, values)
+            else:
+                self._rows(step, values)
             for name in step.drop:
                 values.pop(name, None)
 
@@ -59,6 +62,22 @@ class Scheduler(Engine):
         values.update(zip(step.carried, [values[name] for name in step.start], strict=True))
         while bool(self._side(step.test, values)[0]):
             values.update(zip(step.carried, self._side(step.body, values), strict=True))
+
+    def _rows(self, step: Rows, values: dict[str, torch.Tensor]) -> None:
+        live = values[step.live]
+        given = [values[name] for name in step.given]
+        index = live.nonzero().squeeze(1)
+        count, rows = index.shape[0], live.shape[0]
+        if not count:
+            values.update(zip(step.results, given, strict=False))
+            return
+        places = padded(index, rows) if step.padded else index
+        picked = given if count == rows else [tensor.index_select(0, places) for tensor in given]
+        values.update(zip(step.inner, picked, strict=True))
+        made = self._side(step.side, values)
+        if count != rows:
+            made = [old.index_copy(0, index, new[:count]) for old, new in zip(given, made, strict=False)]
+        values.update(zip(step.results, made, strict=True))
 
     def _side(self, side: Side, values: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         self._steps(side.steps, values)

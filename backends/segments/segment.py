@@ -30,6 +30,7 @@ class Segment:
         known: Mapping[Value, Held | Value],
         sources: Mapping[str, tuple[Value, int]],
         names: Mapping[Value, str],
+        bounds: Mapping[str, DimRange],
     ) -> None:
         """Begin one.
 
@@ -39,10 +40,11 @@ class Segment:
             known: what crosses a cut: held by the host, or a param of ``whole``.
             sources: input of ``whole`` and axis where each of its dims can be read.
             names: a unique name of every value.
+            bounds: of sizes that depend on the data, where they are known.
         """
         self.graph = Graph(f"{whole.name}.{number}")
         self.graph.typer = whole.typer  # what was derived stays derived
-        self._whole, self._known, self._sources, self._names = whole, known, sources, names
+        self._whole, self._known, self._sources, self._names, self._bounds = whole, known, sources, names, bounds
         self._table: dict[Value, Value] = {}
         self._ports: dict[str, Value] = {}
         self._params: dict[Value, Value] = {}
@@ -127,7 +129,7 @@ class Segment:
                 self.graph.dims[name] = bounds
         for name in found:
             if name in within and name not in self.graph.dims:
-                self.graph.dims[name] = DimRange()
+                self.graph.dims[name] = self._bounds.get(name, DimRange())
 
     def _result(self, value: Value) -> Arg:
         made = self._read(value)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,8 @@ from backends.tensorrt.requirements import Requirements, of_network, plan_file, 
 from ir import parse
 from ir.errors import ResourceError
 from ir.weights import load
+
+_ASK, _NO_RANDOM = 0xFFFFFFFF, 0x0040000  # linux/personality.h
 
 
 def answer(request: dict[str, Any], progress: Callable[[str, float], None]) -> dict[str, Any]:
@@ -48,5 +53,25 @@ def _write(folder: Path, stem: str, plan: bytes, needs: Requirements) -> None:
         raise ResourceError(f"cannot write the plan into {folder}: {error.strerror}") from error
 
 
+def steady() -> None:
+    """Start over without random addresses: the builder orders some things by them, and the bytes of the plan with it.
+
+    Where the system does not allow it, plans of dynamic shapes may differ from build to build in names and order.
+    """
+    try:
+        personality = ctypes.CDLL(None).personality
+        before = personality(_ASK)
+        if before == -1 or before & _NO_RANDOM:
+            return
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # threads take turns on their allocations alike
+        personality(before | _NO_RANDOM)
+        if not personality(_ASK) & _NO_RANDOM:
+            return
+    except (AttributeError, OSError):
+        return
+    os.execv(sys.executable, [sys.executable, "-m", "backends.tensorrt.child"])
+
+
 if __name__ == "__main__":
+    steady()
     serve(answer)

@@ -21,6 +21,7 @@ from backends.tensorrt.operators import OPERATORS
 from backends.tensorrt.plan import Flow
 from ir import Arg, Graph, Node, TensorType, Value
 from ir.errors import UnsupportedError
+from ir.rows import lowered
 
 Profile = Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
 
@@ -59,6 +60,7 @@ def emit(graph: Graph, device: Device, package: str | None = None) -> Emitted:
 
 def emit_all(graph: Graph, device: Device, package: str | None = None) -> tuple[Emitted, list[Unsupported]]:
     """The network as far as it goes, and everything that cannot be carried."""
+    graph = lowered(graph, "masked")  # compacted rows have shapes that the data decides
     trt = library(package)
     builder, log = session(package)
     log.take()

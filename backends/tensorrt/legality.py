@@ -61,7 +61,7 @@ def _stranded(value: Value) -> bool:
     if not isinstance(value.type, TensorType) or value.type.dtype != torch.uint8:
         return False
     if value.producer is None:
-        return not all(user.op.name in CONVERSIONS for user in value.uses)
+        return not all(user.op.name in CONVERSIONS or user.op.name in _NARROW_ONLY for user in value.uses)
     return value.producer.op.name not in CONVERSIONS or any(user.op is not RETURN for user in value.uses)
 
 

@@ -7,7 +7,8 @@ there is no evidence, which is what the proofs then say.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from backends.base import FlowProof
@@ -18,6 +19,9 @@ _LABEL = re.compile(r"^ *label (\S+?):")
 _JUMP = re.compile(r"^ *(cjmp|jmp)=\{.* target=\{([^}]*)\}")
 _PRODUCT = re.compile(r"^ *(?:fully_connected=\{|corrltn=\{|\w+=\{ .*(?:backbone=|gemm|mha))")
 _NAME = re.compile(r'name="([^"]+)"')
+_TENSOR = re.compile(rb'^ *(?:sub_)?tensor=\{.* name="([^"]+)".* type=(\w+) \}', re.M)
+_INPUTS = re.compile(r' input=\{"([^"]+)" "([^"]+)"')
+_NARROW = {"int8": "int8", "fp8_e4m3": "fp8", "fp4_e2m1": "fp4"}
 _BINARY = re.compile(r"^ *runtime_fusion=.* binary=(\d+) ")
 
 
@@ -31,6 +35,7 @@ class Program:
         loops: jumps backward.
         jumps: conditional jumps in all.
         named_always, named_guarded: names of their layers, as far as they can be read.
+        narrow: how many products multiply int8, fp8 or fp4 by the same.
         text: the program and those of its fusions.
     """
 
@@ -40,6 +45,7 @@ class Program:
     jumps: int
     named_always: frozenset[str]
     named_guarded: frozenset[str]
+    narrow: Mapping[str, int]
     text: str
 
 
@@ -53,10 +59,11 @@ def read(plan: bytes, version: str | None) -> Program | None:
     found = [m.group(1).decode("latin1") for m in _PROGRAM.finditer(plan)]
     if not found or any("cjmp={" in text or " function={" in text for text in found[1:]):
         return None
-    return _program(found[0], found[1:])
+    types = {name.decode("latin1"): word.decode("latin1") for name, word in _TENSOR.findall(plan)}
+    return _program(found[0], found[1:], types)
 
 
-def _program(text: str, fusions: Sequence[str]) -> Program:
+def _program(text: str, fusions: Sequence[str], types: Mapping[str, str]) -> Program:
     blocks: dict[str, list[str]] = {}
     current: list[str] = []
     for line in text.splitlines():
@@ -76,7 +83,7 @@ def _program(text: str, fusions: Sequence[str]) -> Program:
                     conditional += 1
                     backward += any(t in order and order.index(t) <= place for t in targets)
         onward[name] = order[place + 1 : place + 2] if targets is None else targets
-    counts, named = [0, 0], (set[str](), set[str]())
+    counts, named, narrow = [0, 0], (set[str](), set[str]()), Counter[str]()
     for name in order:
         side = int(_avoidable(name, order, onward))
         for line in blocks[name]:
@@ -84,8 +91,12 @@ def _program(text: str, fusions: Sequence[str]) -> Program:
                 names = _names(line, fusions)
                 counts[side] += 2 if "mha" in line else max(len(names), 1)  # merged products say so in their name
                 named[side].update(names)
+                sides = _INPUTS.search(line)
+                kinds = {types.get(n, "") for n in sides.groups()} if sides else set()
+                if len(kinds) == 1 and (kind := _NARROW.get(kinds.pop())):
+                    narrow[kind] += 1
     whole = "\n".join([text, *fusions])
-    return Program(*counts, backward, conditional, frozenset(named[0]), frozenset(named[1]), whole)
+    return Program(*counts, backward, conditional, frozenset(named[0]), frozenset(named[1]), narrow, whole)
 
 
 def _names(line: str, fusions: Sequence[str]) -> list[str]:
@@ -171,5 +182,6 @@ def facts(program: Program | None, size: int) -> dict[str, int | str]:
     """What a plan holds, as far as it can be read."""
     found: dict[str, int | str] = {"plan_bytes": size}
     if program is not None:
+        found |= {f"{kind}_matmuls": count for kind, count in sorted(program.narrow.items())}
         found |= {"matmuls": program.always + program.guarded, "jumps": program.jumps, "loops": program.loops}
     return found

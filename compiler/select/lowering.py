@@ -13,13 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from backends.base import WEIGHTS_FILE, Backend, BuildOptions, Built, Engine, FlowProof, Unsupported
-from backends.segments import has_regions, unsupported_segments
+from backends.segments import build_segments, has_regions, refusals, region_nodes, unsupported_segments
+from compiler.select.forced import regions_of
 from compiler.select.skipping import Limits, Tensors, Verdict, Way, beside, native, prove, segments
-from ir import COND, WHILE, Graph
+from ir import ROWS, Graph
 from ir import weights as weight_files
 from ir.errors import BuildError, UnsupportedError
-
-_REGIONS = frozenset({COND.name, WHILE.name})
 
 
 @dataclass(frozen=True)
@@ -66,19 +65,16 @@ def lower(
         PenstockError: the build or the load failed.
     """
     limits, options = limits or Limits(), options or BuildOptions()
-    refused = backend.unsupported(graph, options.device)
-    branching = has_regions(graph)
-    if refused and not (branching and {one.op for one in refused} <= _REGIONS):
-        raise UnsupportedError(listing(refused))
-    if refused and (faults := unsupported_segments(graph, backend, options.device)):
-        raise UnsupportedError(listing(faults))
+    refused, left = refusals(graph, backend, options.device)
+    if left:
+        raise UnsupportedError(listing(left))
     folder.mkdir(parents=True, exist_ok=True)
     weight_files.save(graph.weights, folder / WEIGHTS_FILE)
-    if not branching:
+    if not has_regions(graph):
         return _made(native(backend), graph, folder, limits, options)
     try:
         if refused:
-            why = f"{backend.name} does not carry {' and '.join(sorted({one.op for one in refused}))}"
+            why = _absent(backend, refused)
         else:
             made, why = _native(graph, backend, folder, inputs, limits, options)
             if made is not None:
@@ -113,12 +109,14 @@ def _native(
 def _cut(
     graph: Graph, backend: Backend, folder: Path, inputs: Tensors, limits: Limits, options: BuildOptions, why: str
 ) -> Lowered:
-    for file in folder.glob(f"{options.stem}.*"):  # of the lowering that was not good enough
-        file.unlink()
+    _clear(folder, options)
     way = segments(backend)
     made = _made(way, graph, folder, limits, options)
-    verdicts = prove(graph, backend, way, inputs, folder, limits)
-    flow = tuple(_stronger(v, p) for v, p in zip(verdicts, made.built.flow, strict=True))
+    whole = any(node.op is ROWS for node in graph.walk())  # the host does these itself, on no straight line
+    verdicts = [] if whole else prove(graph, backend, way, inputs, folder, limits)
+    measured = dict(zip((r.node for r in regions_of(graph)), verdicts, strict=False))
+    pairs = zip(region_nodes(graph.body), made.built.flow, strict=True)
+    flow = tuple(_stronger(measured[node], p) if node in measured else p for node, p in pairs)
     remarks = (f"{why}: segments with host dispatch", *made.remarks)
     return replace(made, lowering=way.name, flow=flow, remarks=remarks)
 
@@ -128,6 +126,40 @@ def _made(way: Way, graph: Graph, folder: Path, limits: Limits, options: BuildOp
     built = way.build(graph, folder, options)
     engine = way.load(folder, limits.threads, options.stem)
     return Lowered(engine, built, time.perf_counter() - start, remarks=built.remarks)
+
+
+def build_unmeasured(graph: Graph, backend: Backend, folder: Path, options: BuildOptions) -> Built:
+    """For a machine that is not here: native, unless the backend cannot, or proves itself that nothing is skipped.
+
+    Raises:
+        UnsupportedError: neither way can carry the graph.
+        PenstockError: the build failed.
+    """
+    refused, left = refusals(graph, backend, options.device)
+    if left:
+        raise UnsupportedError(listing(left))
+    why = _absent(backend, refused)
+    if not refused:
+        built = backend.build(graph, folder, options)
+        bad = [p for p in built.flow if p.evidence != "none" and not p.lazy]
+        if not bad:
+            return built
+        why = f"{backend.name} computes both sides of {bad[0].node} ({bad[0].detail})"
+        if faults := unsupported_segments(graph, backend, options.device):
+            raise UnsupportedError(f"{why}, and its pieces cannot stand alone: {listing(faults)}")
+        _clear(folder, options)
+    built = build_segments(graph, folder, backend, options)
+    return replace(built, remarks=(f"{why}: segments with host dispatch", *built.remarks))
+
+
+def _absent(backend: Backend, refused: Sequence[Unsupported]) -> str:
+    return f"{backend.name} does not carry {' and '.join(sorted({one.op for one in refused}))}"
+
+
+def _clear(folder: Path, options: BuildOptions) -> None:
+    """Take out the files of a lowering that was not good enough."""
+    for file in folder.glob(f"{options.stem}.*"):
+        file.unlink()
 
 
 def _stronger(measured: Verdict, structural: FlowProof) -> FlowProof:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from backends import BACKENDS, backend
 from backends.base import CPU, DEFAULT, Backend, BuildOptions, Built, Engine, FlowProof
-from backends.rows import prepared
+from backends.segments import ready_for, unsupported_segments
 from compiler.events import Phases
 from compiler.job import Job
 from compiler.select.lowering import listing, lower
@@ -137,8 +137,8 @@ class Race:
         self._phases.note("engines", f"{made.name}: {made.why.splitlines()[0] if made.why else _built(made)}")
 
     def _try(self, made: Candidate, graph: Graph, with_: Backend, folder: Path) -> Candidate:
-        ready = prepared(graph, with_)
-        if ready.refused:
+        ready = ready_for(graph, with_)
+        if ready.refused and unsupported_segments(graph, with_):  # else the host does what the engine cannot
             raise UnsupportedError(listing(ready.refused))
         graph = ready.graph
         limits = Limits(min(1.0, self._seconds), threads=self._threads)
@@ -148,7 +148,7 @@ class Race:
         made = replace(with_built(made, lowered.built, lowered.seconds), verified="run on this machine")
         made = replace(
             made,
-            facts={**made.facts, **_facts(engine, ready.flow)},
+            facts={**made.facts, **_facts(engine, (*ready.flow, *lowered.flow))},
             lowering=lowered.lowering,
             flow=(*ready.flow, *lowered.flow),
             remarks=lowered.remarks,
@@ -205,7 +205,7 @@ class Race:
 
 def _facts(engine: Engine, flow: Sequence[FlowProof]) -> dict[str, int | str]:
     """What the engine says of itself, and how many ``rows`` became what."""
-    return dict(engine.facts()) | Counter(f"rows_{proof.lowering}" for proof in flow)
+    return dict(engine.facts()) | Counter(f"rows_{p.lowering}" for p in flow if p.node.startswith("rows"))
 
 
 def with_built(made: Candidate, built: Built, seconds: float) -> Candidate:

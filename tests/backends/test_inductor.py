@@ -10,6 +10,7 @@ import torch
 
 from backends import BuildOptions, Device, backend
 from backends.inductor import toolchain, wrapper
+from backends.inductor.backend import _remarks
 from backends.inductor.package import describe, described
 from backends.inductor.prepare import prepared, refused
 from ir import Graph, interpret, parse, verify
@@ -18,6 +19,7 @@ from ir.weights import save
 from tests.backends.cases import SIZES, Built, Call, engine_of
 from tests.backends.operators import FAMILIES, NOT_ON
 from tests.backends.test_flow import EXIT, NESTED
+from tests.backends.test_narrow import _inputs, _made
 from tests.backends.test_operators import _difference, _excused
 
 C = Call
@@ -161,12 +163,14 @@ INT8 = [
     C("penstock.int8_linear_static.default", "f32[n,m,24]", "%i8[16,24]", "%f32[16]+", "%f32[16]", "%f32[]+", 120),
     C("penstock.int8_linear_static.default", "f32[n,24]", "%i8[16,24]", "%f32[16]+", None, "%f32[24]+", 128),
     C("penstock.int8_linear_dynamic.default", "f32[n,24]", "%i8[16,24]", "%f32[16]+", "%f32[16]"),
-    C("penstock.int8_attention.default", "f32[n,2,m,8]", "$0", "$0", "bool[n,1,1,m]", 0.3, 0.02, 0.02, 0.02),
     C("penstock.quantize_rows.default", "f32[n,24]"),
 ]  # fmt: skip
+INT8_ATTENTION = C(
+    "penstock.int8_attention.default", "f32[n,2,m,8]", "$0", "$0", "bool[n,1,1,m]", 0.3, 0.02, 0.02, 0.02
+)
 # one row is not two: torch would take it for granted that n is two at least
 LAST_ROWS = C("slice.Tensor", "f32[n,4]", 0, -2)
-FEW = [call for calls in FAMILIES.values() for call in calls[3::24] if not _excused("inductor", call)]
+FEW = [call for name, calls in FAMILIES.items() if name != "recurrent" for call in calls[3::24]]
 
 
 def _faults(calls: list[Call], folder: Path) -> list[str]:
@@ -294,6 +298,23 @@ def test_operators_equal_the_interpreter(group: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_int8_attention_runs_in_float_and_says_so(tmp_path: Path) -> None:
+    assert not (faults := _faults([INT8_ATTENTION], tmp_path)), "\n".join(faults)
+    assert INDUCTOR.load(tmp_path).facts()["int8_matmuls"] == 0
+    built = Built([INT8_ATTENTION])
+    assert "float32" in _remarks(built.graph, "cpu", narrow=False, frozen=False)[0]
+
+
+@pytest.mark.slow
+def test_a_build_that_would_be_wrong_at_a_size_of_one_is_refused(tmp_path: Path) -> None:
+    """The recurrent one makes torch take n for two at least; then the last two rows of one would be two."""
+    (recurrent,) = [c for c in FAMILIES["recurrent"] if c.name == "aten.lstm.input"][:1]
+    with pytest.raises(BuildError, match="at the smallest sizes"):
+        _faults([recurrent, LAST_ROWS], tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["weights.safetensors"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("call", [word for engine, word in NOT_ON if engine == "inductor"])
 def test_what_is_excused_as_refused_is_refused(call: str) -> None:
     named = [c for calls in FAMILIES.values() for c in calls if call in (repr(c), c.name)]
@@ -301,3 +322,14 @@ def test_what_is_excused_as_refused_is_refused(call: str) -> None:
         if NOT_ON["inductor", call].startswith("refused"):
             with pytest.raises(UnsupportedError):
                 INDUCTOR.build(Built([one]).graph, Path())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["int4", "fp8", "nvfp4"])
+def test_narrow_formats(kind: str, tmp_path: Path) -> None:
+    graph = _made(kind, torch.float32, bias=True)
+    run = engine_of("inductor", graph, tmp_path)
+    for rows in (1, 7):
+        inputs = _inputs(rows, torch.float32)
+        for name, tensor in interpret(graph, inputs).items():
+            torch.testing.assert_close(run(inputs)[name], tensor, rtol=1e-5, atol=1e-7 * float(tensor.abs().max()))

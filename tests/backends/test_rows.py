@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 
 from backends import backend
-from backends.base import Backend
+from backends.base import CPU, Backend, Device, Engine, Unsupported
 from backends.rows import prepared
-from ir import ROWS, interpret
+from backends.segments import build_engine, load_engine, ready_for, refusals, simulated_segments
+from backends.tensorrt.simulate import simulated
+from ir import ROWS, Graph, interpret
 from ir.copy import copy_graph
 from ir.rows import MODES, lowered
+from ir.weights import save
 from tests.backends.cases import engine_of
 from tests.corpus import load
 from tests.row_regions import LIVE, rows_of, some_inputs
@@ -68,6 +72,78 @@ def test_a_static_engine_gets_them_masked_or_says_why_not() -> None:
     mixing = prepared(rows_of("%r: f32[u0, 3, 4] = aten.softmax.int(%a, 0)"), static)
     (fault,) = mixing.refused
     assert str(fault) == ("rows at model.py:1: cannot be masked: aten.softmax.int works along the axis of the rows")
+
+
+class _Bucketed(type(backend("reference"))):  # type: ignore[misc]
+    """Straight lines only, and not every operator of them."""
+
+    rows = "bucketed"
+
+    def __init__(self, lacks: str = "") -> None:
+        self.lacks = lacks
+        self.sizes: list[int] = []
+
+    def unsupported(self, graph: Graph, device: Device = CPU) -> list[Unsupported]:
+        return [Unsupported(n.op.name, "", "it is not") for n in graph.walk() if n.regions or n.op.name == self.lacks]
+
+    def load(self, folder: Path, threads: int | None = None, stem: str = "engine") -> Engine:
+        return _Spy(super().load(folder, threads, stem), self.sizes)
+
+
+class _Spy(Engine):
+    def __init__(self, inner: Engine, sizes: list[int]) -> None:
+        self.inner, self.sizes = inner, sizes
+
+    def __call__(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        self.sizes.append(next(iter(inputs.values())).shape[0])
+        return self.inner(inputs)
+
+
+def test_bucketed_rows_run_in_a_few_sizes(tmp_path: Path) -> None:
+    graph, inner = rows_of(BODY), _Bucketed()
+    save(graph.weights, tmp_path / "weights.safetensors")
+    built = build_engine(graph, tmp_path, inner)
+    assert [(p.node, p.lowering, p.lazy) for p in built.flow] == [("rows at model.py:1", "bucketed", True)]
+    engine = load_engine(tmp_path, inner)
+    for live, size in ((), None), ((3,), 1), ((0, 5, 6), 4), (tuple(range(8)), 8):
+        inner.sizes.clear()
+        inputs = some_inputs(8, live)
+        torch.testing.assert_close(engine(inputs)["y"], interpret(graph, inputs)["y"], rtol=1e-5, atol=1e-5)
+        assert set(inner.sizes) == ({size} if size else set())
+
+
+def test_rows_that_mix_are_cut_but_never_padded(tmp_path: Path) -> None:
+    graph, inner = rows_of("%r: f32[u0, 3, 4] = aten.softmax.int(%a, 0)"), _Bucketed()
+    save(graph.weights, tmp_path / "weights.safetensors")
+    assert [p.lowering for p in build_engine(graph, tmp_path, inner).flow] == ["segments"]
+    inputs = some_inputs(8, LIVE["some"])
+    torch.testing.assert_close(load_engine(tmp_path, inner)(inputs)["y"], interpret(graph, inputs)["y"])
+    assert inner.sizes == [3]
+
+
+def test_rows_are_masked_where_the_engine_must_be_one_or_cannot_be_cut() -> None:
+    graph = rows_of("%r: f32[u0, 3, 4] = aten.relu.default(%a)")
+    assert ready_for(graph, _Bucketed()).graph is graph
+    for ready in (ready_for(graph, _Bucketed(), whole=True), ready_for(graph, _Bucketed("aten.relu.default"))):
+        assert [p.lowering for p in ready.flow] == ["masked"]
+
+
+class _TensorRT(type(backend("tensorrt"))):  # type: ignore[misc]
+    def simulated(self, graph: Graph, device: Device) -> Engine:
+        return simulated(graph, device)
+
+
+def test_tensorrt_gets_them_bucketed() -> None:
+    graph, chosen = rows_of(BODY), _TensorRT()
+    l4 = Device("l4", "cuda", 89)
+    assert ready_for(graph, chosen, l4).graph is graph
+    refused, left = refusals(graph, chosen, l4)
+    assert refused and not left
+    engine = simulated_segments(graph, chosen, l4)
+    assert engine is not None
+    for live in ((), (2,), (0, 5, 6), tuple(range(8))):
+        inputs = some_inputs(8, live)
+        torch.testing.assert_close(engine(inputs)["y"], interpret(graph, inputs)["y"], rtol=1e-4, atol=1e-4)
 
 
 def test_a_graph_without_rows_is_handed_on() -> None:

@@ -14,12 +14,13 @@ import torch
 
 from backends import BACKENDS, Backend, Engine, backend
 from backends.segments import build_segments, cut, is_segmented, load_engine, load_segments, unsupported_segments
-from backends.segments.schedule import read_schedule
+from backends.segments.reader import read_schedule
 from compiler.artifact.strict import check_file_name
 from compiler.capture.capture import capture
 from ir import Graph, PenstockError, interpret, parse, verify
 from ir.errors import UntrustedError
 from ir.weights import save
+from tests import corpus
 from tests.backends.random_regions import Maker
 from tests.conformance.regions import EXIT, LOOP, NESTED
 from tests.zoo import ZOO
@@ -111,6 +112,27 @@ def test_random_graphs_equal_the_whole_on_engines(seed: int, name: str, tmp_path
     engine = segmented(graph, backend(name), tmp_path)
     for inputs in runs_of(seed):
         same(engine, graph, inputs)
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_rows_run_on_the_live_ones_only(name: str, tmp_path: Path) -> None:
+    for case, shape in (("rows", (6, 3, 4)), ("rows_nested", (6, 6))):
+        (tmp_path / case).mkdir()
+        graph = corpus.load(case)
+        engine = segmented(graph, backend(name), tmp_path / case)
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        for rows in (x, x[:1], x.abs() + 2, -x.abs() - 2, x.abs().clamp_max(0.1)):  # some, none and all of them live
+            inputs = {"x": rows, "mask": torch.ones(rows.shape[0], 1, 3, dtype=torch.bool)}
+            same(engine, graph, {k: inputs[k] for k, _ in graph.arguments("input")})
+
+
+def test_no_live_row_starts_nothing(tmp_path: Path) -> None:
+    spied = Spied()
+    engine = segmented(corpus.load("rows_nested"), spied, tmp_path)
+    engine({"x": torch.full((3, 6), 9.0)})
+    assert [stem for stem, _ in spied.log] == ["engine.0"]
+    parts = cut(corpus.load("rows_nested"))
+    assert {str(s.dims.get("u0")) for s in parts.segments if "u0" in s.dims} == {"[1, 16]"}
 
 
 class Spy(Engine):
@@ -265,6 +287,16 @@ def test_a_loop_whose_second_turn_lacks_a_value_is_refused() -> None:
     raw["steps"][0]["do"]["steps"][0]["drop"].append("limit")
     with pytest.raises(UntrustedError, match="second turn"):
         read_schedule(json.dumps(raw))
+
+
+def test_faulty_rows_are_refused() -> None:
+    raw = json.loads(cut(corpus.load("rows")).schedule.text())
+    (at,) = (i for i, step in enumerate(raw["steps"]) if "rows" in step)
+    for key, value in (("results", ["a", "b", "c", "d"]), ("inner", ["a"]), ("given", ["gone"] * 3), ("rows", "gone")):
+        changed = copy.deepcopy(raw)
+        changed["steps"][at][key] = value
+        with pytest.raises(UntrustedError):
+            read_schedule(json.dumps(changed))
 
 
 def test_missing_pieces_and_weights_are_refused(tmp_path: Path) -> None:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from backends import backend
-from backends.base import FlowProof
-from backends.segments import is_segmented
+from backends import BuildOptions, Built, Device, Engine, Unsupported, backend
+from backends.base import DEFAULT, FlowProof, flow_name
+from backends.segments import is_segmented, load_engine, refusals, simulated_segments
 from compiler.select.forced import choices, forced, inputs_of, regions_of, straight
-from compiler.select.lowering import lower
+from compiler.select.lowering import build_unmeasured, lower
 from compiler.select.skipping import Limits, Times, Verdict, judge, native, prove, segments
 from ir import COND, Graph, interpret, parse, verify
 from ir.errors import UnsupportedError
 from ir.weights import save
+from tests import corpus
 from tests.backends.random_regions import Maker
 from tests.backends.test_flow import EXIT, LOOP, NESTED
 from tests.backends.test_segments import runs_of
@@ -219,3 +222,67 @@ def test_what_neither_way_can_carry_is_refused_before_anything_is_written(tmp_pa
         with pytest.raises(UnsupportedError, match="digamma"):
             lower(graph, name, tmp_path / "engine", {"x": torch.rand(2, 4)}, QUICK)
     assert not list(tmp_path.iterdir())
+
+
+def test_rows_that_an_engine_lacks_are_the_hosts(tmp_path: Path) -> None:
+    graph = corpus.load("rows")
+    inputs = {"x": torch.randn(5, 3, 4), "mask": torch.ones(5, 1, 3, dtype=torch.bool)}
+    made = lower(graph, Flat(), tmp_path / "engine", inputs, QUICK)
+    assert "does not carry rows" in made.remarks[0]
+    assert [(p.lowering, p.evidence, p.lazy) for p in made.flow] == [("segments", "structural", True)]
+    close(made.engine(inputs), interpret(graph, inputs))
+
+
+# --- where nothing can be measured ---------------------------------------------------------------
+
+
+class Told(Planted):
+    """Says of its branches what the test wants said."""
+
+    name = "told"
+
+    def __init__(self, lazy: bool) -> None:
+        super().__init__()
+        self.lazy = lazy
+
+    def build(self, graph: Graph, folder: Path, options: BuildOptions = DEFAULT) -> Built:
+        built = self.inner.build(graph, folder, options)
+        flow = [FlowProof(flow_name(n), "if", "structural", "seen", lazy=self.lazy) for n in graph.walk() if n.regions]
+        return replace(built, flow=tuple(flow))
+
+    def simulated(self, graph: Graph, device: Device) -> Engine | None:
+        folder = Path(tempfile.mkdtemp())
+        save(graph.weights, folder / "weights.safetensors")
+        backend("reference").build(graph, folder)
+        return backend("reference").load(folder)
+
+
+@pytest.mark.parametrize(
+    ("made", "cut", "why"),
+    [(Told(True), False, ""), (Told(False), True, "computes both sides"), (Flat(), True, "does not carry cond")],
+)
+def test_unmeasured_builds_go_by_what_the_builder_proves(made: Planted, cut: bool, why: str, tmp_path: Path) -> None:
+    graph = branching(3)
+    save(graph.weights, tmp_path / "weights.safetensors")
+    built = build_unmeasured(graph, made, tmp_path, BuildOptions())
+    assert is_segmented(tmp_path) == cut
+    assert all(p.lazy and p.evidence == "structural" for p in built.flow)
+    assert why in " ".join(built.remarks)
+    for sign in (1, -1):
+        inputs = {"x": sign * INPUTS["x"]}
+        close(load_engine(tmp_path, made, 1)(inputs), interpret(graph, inputs))
+
+
+def test_pieces_are_simulated_one_by_one() -> None:
+    graph = branching(2)
+    engine = simulated_segments(graph, Told(True), Device("l4", "cuda", 89))
+    assert engine is not None
+    close(engine(INPUTS), interpret(graph, INPUTS))
+    assert simulated_segments(graph, Flat(), Device("l4", "cuda", 89)) is None
+
+
+def test_what_is_left_to_refuse() -> None:
+    assert refusals(branching(2), Flat()) == ([Unsupported("cond", "", "straight lines only")], [])
+    text = EXIT.replace("aten.linear.default(%d, %b2)", "aten.digamma.default(%d)")
+    refused, left = refusals(parse(text.lstrip(), {"w": torch.randn(4, 4)}), Flat())
+    assert [one.op for one in refused] == ["cond"] and [one.op for one in left] == ["aten.digamma.default"]

@@ -7,9 +7,8 @@ import torch
 
 from ir import interpret, verify
 from ir.errors import UsageError
-from ir.narrow import dequantize_int4
 from passes import PASSES, QuantizeWeights, parse_passes
-from passes.narrow_weights import to_int4, to_int8
+from passes.narrow_weights import compensation, to_int4, to_int8
 from tests.passes.case import read, told
 from tests.passes.linears import samples, two, weights
 
@@ -71,21 +70,30 @@ def test_options_that_mean_nothing_are_refused(text: str) -> None:
         parse_passes(text, PASSES)
 
 
-def test_int4_steps_beat_the_largest_magnitude_and_important_channels_count_more() -> None:
+def test_int4_steps_are_better_than_the_largest_magnitude_over_seven() -> None:
     torch.manual_seed(0)
     w = torch.randn(64, 128)
-    importance = torch.ones(128)
-    importance[:16] = 1e4
-
-    def loss(made: torch.Tensor, weigh: torch.Tensor) -> float:
-        return float(((made - w).square() * weigh).sum())
-
     step = w.unflatten(1, (-1, 64)).abs().amax(-1, keepdim=True) / 7
     plain = ((w.unflatten(1, (-1, 64)) / step).round().clamp(-8, 7) * step).flatten(1)
-    searched, weighed = to_int4(w, 64, torch.float32), to_int4(w, 64, torch.float32, importance)
-    assert loss(searched.float(), torch.ones(128)) < 0.9 * loss(plain, torch.ones(128))
-    assert loss(weighed.float(), importance) < 0.9 * loss(searched.float(), importance)
-    assert torch.equal(searched.float(), dequantize_int4(searched.packed, searched.scale, 64))
+    made = to_int4(w, 64, torch.float32)
+    assert (made.float() - w).square().sum() < 0.9 * (plain - w).square().sum()
+
+
+def test_compensation_lowers_the_error_of_unseen_outputs_and_is_off_where_channels_are_alike() -> None:
+    torch.manual_seed(0)
+    mixing, w = torch.randn(24, 128), torch.randn(64, 128)  # channels that have much in common
+    seen, unseen = (torch.randn(1000, 24) @ mixing + torch.randn(1000, 128) for _ in range(2))
+    wrong = [
+        ((made.float() - w) @ unseen.t()).norm()
+        for made in (to_int4(w, 32, torch.float16), to_int4(w, 32, torch.float16, compensation(seen)))
+    ]
+    assert wrong[1] < 0.8 * wrong[0]
+    alike = torch.eye(128).repeat(2, 1)
+    assert torch.equal(to_int4(w, 32, torch.float32, compensation(alike)).packed, to_int4(w, 32, torch.float32).packed)
+    assert compensation(torch.full((4, 128), torch.nan)) is None
+    assert torch.equal(
+        to_int4(w, 32, torch.float32, compensation(alike * 0)).packed, to_int4(w, 32, torch.float32).packed
+    )
 
 
 def test_a_block_of_zeros_and_steps_below_float16_stay_finite() -> None:

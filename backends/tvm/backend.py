@@ -1,0 +1,74 @@
+"""Apache TVM: our own kernels and schedules, compiled to one shared library."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+
+from backends.base import CPU, DEFAULT, Backend, BuildOptions, Built, Device, Engine, FlowProof, Unsupported
+from backends.child import run_child
+from backends.tvm.payload import FFI, TVM
+from ir import COND, Graph, show
+from ir.errors import MissingError
+
+
+class Tvm(Backend):
+    """Builds ``STEM.so`` in a child process and runs it with TVM's virtual machine."""
+
+    name = "tvm"
+    install = 'pip install "penstock[tvm]"'
+
+    def version(self) -> str | None:
+        """Version of the installed package."""
+        try:
+            metadata.version("apache-tvm-ffi")
+            return metadata.version("apache-tvm")
+        except metadata.PackageNotFoundError:
+            return None
+
+    def unsupported(self, graph: Graph, device: Device = CPU) -> list[Unsupported]:
+        """Operators without a form here, and loops."""
+        self._require()
+        from backends.tvm.cpu.forms import forms_of
+        from backends.tvm.cpu.target import cpu_here
+        from backends.tvm.emit import unsupported
+
+        return unsupported(graph, forms_of(cpu_here()))
+
+    def build(self, graph: Graph, folder: Path, options: BuildOptions = DEFAULT) -> Built:
+        """Write ``STEM.so``, ``STEM.packed.safetensors`` and ``STEM.tvm.json``."""
+        self._require()
+        answer = run_child(
+            "backends.tvm.child",
+            {"text": show(graph), "folder": str(folder.resolve()), "stem": options.stem, "level": ""},
+            timeout=options.timeout,
+            memory=options.memory,
+            progress=options.progress,
+        )
+        proofs = tuple(
+            FlowProof(str(node.origin) or "cond", "if", "none", "relax.If calls one of two functions")
+            for node in graph.walk() if node.op is COND
+        )  # fmt: skip
+        flags = ", ".join(answer["flags"])
+        requires = {"apache-tvm": TVM, "apache-tvm-ffi": FFI, **({"cpu": flags} if flags else {})}
+        return Built(facts=answer["facts"], flow=proofs, requires=requires)
+
+    def load(self, folder: Path, threads: int | None = None, stem: str = "engine") -> Engine:
+        """A virtual machine over the library."""
+        self._require()
+        from backends.tvm.engine import TvmEngine
+
+        return TvmEngine(folder, stem, threads)
+
+    def _require(self) -> None:
+        """The very pair of versions that was tried: another ffi crashes the process instead of raising."""
+        for package, wanted in (("apache-tvm", TVM), ("apache-tvm-ffi", FFI)):
+            try:
+                found = metadata.version(package)
+            except metadata.PackageNotFoundError:
+                raise MissingError(f"{package} is not installed", hint=self.install) from None
+            if found != wanted:
+                raise MissingError(
+                    f"{package} {found} is installed, the TVM engine needs {wanted}",
+                    hint=f'pip install "{package}=={wanted}"',
+                )

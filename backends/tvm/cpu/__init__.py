@@ -1,0 +1,1 @@
+"""Kernels and schedules for processors."""

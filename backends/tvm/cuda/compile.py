@@ -1,0 +1,124 @@
+"""Relax to one shared library with cubins, in a process of its own: it loads a stand-in driver and patches a compiler.
+
+``prepare`` comes before the first import of TVM.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from backends.tvm.cuda import archs, cubins, stub, toolchain
+from ir.errors import BuildError, MissingError
+
+_FAST = b"--use_fast_math"
+
+
+def prepare(tools: toolchain.Toolchain) -> None:
+    """Make TVM's CUDA runtime loadable on a machine without a GPU."""
+    toolchain.load_runtime(tools.root)
+    stub.load_driver()
+
+
+def compile_module(
+    module: Any,
+    arch: archs.Arch,
+    library: Path,
+    tools: toolchain.Toolchain,
+    progress: Callable[[str, float], None] = lambda phase, fraction: None,
+) -> dict[str, Any]:
+    """Compile a Relax module for one architecture and write the library.
+
+    Returns:
+        ``facts`` of the library, ``branches`` of the VM's code by function, ``declined`` rules.
+
+    Raises:
+        BuildError: no kernel schedule works, or the compiler refused the source.
+        MissingError: no linker.
+    """
+    import tvm
+    import tvm_ffi
+    from tvm.support import nvcc
+
+    from backends.tvm.cuda import schedules
+
+    linker = linker_for(arch.host)
+    target = schedules.target_of(arch, triple(arch.host))
+    declined: list[str] = []
+
+    def cubin(source: str) -> bytes:
+        progress("nvrtc" if tools.compiler == "nvrtc" else "nvcc", 0.5)
+        with _exact():
+            return bytes(nvcc.compile_cuda(source, target_format="cubin", arch=arch.name, compiler=tools.compiler))
+
+    tvm_ffi.register_global_func("tvm_callback_cuda_compile", cubin, override=True)
+    progress("schedules", 0.1)
+    try:
+        with target, tvm.transform.PassContext(opt_level=3, config=schedules.NO_REUSE):
+            made = tvm.compile(module, target=target, relax_pipeline=schedules.pipeline(target, declined))
+    except (RuntimeError, ValueError, TypeError) as error:  # what TVM raises: its errors are of these kinds
+        raise BuildError(f"TVM cannot build for {arch.name}: {sentence(error)}") from error
+    progress("library", 0.9)
+    made.export_library(str(library), fcompile=lambda path, objects, **_: _link(linker, path, objects))
+    facts = cubins.checked(library.read_bytes(), arch.capability)
+    return {"facts": facts, "code": made.as_text(), "declined": sorted(set(declined))}
+
+
+def triple(host: str) -> str:
+    """The machine that the library's processor code is for: this one's kind, unless the GPU comes with another."""
+    return host or f"{platform.machine()}-linux-gnu"
+
+
+def linker_for(host: str) -> list[str]:
+    """A command that links a shared library for a machine; options follow.
+
+    Raises:
+        MissingError: there is none here.
+    """
+    machine = triple(host).split("-")[0]
+    plain = ["ld"] if machine == platform.machine() else []
+    for name in (*plain, f"{triple(host)}-ld", "ld.lld"):
+        if shutil.which(name):
+            return [name, "-shared", "-o"]
+    from importlib.util import find_spec
+
+    if find_spec("ziglang"):
+        return [sys.executable, "-m", "ziglang", "cc", "-target", f"{machine}-linux-gnu", "-nostdlib", "-shared", "-o"]
+    package = "binutils" if plain else f"binutils-{triple(host)}"
+    raise MissingError(f"no linker for {machine}", hint=f"pip install ziglang (or apt install {package})")
+
+
+def sentence(error: Exception) -> str:
+    """The last thing that TVM or the compiler said, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line for line in lines if "error" in line.lower()] or lines[-1:] or [type(error).__name__]
+    return " ".join(told[0].split())[:300]
+
+
+def _exact() -> Any:
+    """TVM asks NVRTC for fast math always, whose sine of a large angle (rotary embeddings) is wrong by more than f16."""
+    try:
+        from cuda.bindings import nvrtc
+    except ImportError:
+        from contextlib import nullcontext
+
+        return nullcontext()
+    real = nvrtc.nvrtcCompileProgram
+
+    def compiled(program: Any, count: int, options: Sequence[bytes]) -> Any:
+        kept = [option for option in options if option != _FAST]
+        return real(program, len(kept), kept)
+
+    return patch.object(nvrtc, "nvrtcCompileProgram", compiled)
+
+
+def _link(linker: Sequence[str], path: str, objects: Sequence[str]) -> None:
+    done = subprocess.run([*linker, path, *objects], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise BuildError(f"the linker {linker[0]} failed: {' '.join(done.stderr.split())[:300]}")

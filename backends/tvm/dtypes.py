@@ -1,0 +1,165 @@
+"""Element types of torch and of TVM, torch's promotion of mixed operands, sizes as TIR expressions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import reduce
+from typing import Any
+
+import torch
+
+from ir import Arg, Dim, ScalarType, TensorType, Value, show_dim
+
+NAMES: Mapping[torch.dtype, str] = {
+    torch.float64: "float64",
+    torch.float32: "float32",
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+    torch.float8_e4m3fn: "float8_e4m3fn",
+    torch.float8_e5m2: "float8_e5m2",
+    torch.int64: "int64",
+    torch.int32: "int32",
+    torch.int16: "int16",
+    torch.int8: "int8",
+    torch.uint8: "uint8",
+    torch.uint16: "uint16",
+    torch.uint32: "uint32",
+    torch.uint64: "uint64",
+    torch.bool: "bool",
+}
+SCALARS: Mapping[str, torch.dtype] = {"int": torch.int64, "float": torch.float64, "bool": torch.bool}
+"""What a number made while the model runs is kept as: as wide as Python's."""
+HALF = frozenset({torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2})
+
+
+class Refused(Exception):
+    """An operator, or one use of it, has no form here; the text says what is missing."""
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """TVM's name of an element type."""
+    if dtype not in NAMES:
+        raise Refused(f"TVM has no elements of type {dtype}")
+    return NAMES[dtype]
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What torch computes in: the half precisions in f32, rounded once at the end."""
+    return torch.float32 if dtype in HALF else dtype
+
+
+def promoted(*args: Arg) -> torch.dtype:
+    """The type in which torch computes on mixed operands: tensors, 0-d tensors, numbers."""
+    if len(args) == 2:
+        return torch.result_type(*map(_stand_in, args))
+    from torch._prims_common import ELEMENTWISE_TYPE_PROMOTION_KIND, elementwise_dtypes
+
+    kind = ELEMENTWISE_TYPE_PROMOTION_KIND.NO_OPMATH
+    return elementwise_dtypes(*map(_stand_in, args), type_promotion_kind=kind)[1]
+
+
+def _stand_in(arg: Arg) -> torch.Tensor | bool | int | float:
+    if isinstance(arg, Value):
+        if isinstance(arg.type, TensorType):
+            return torch.empty((1,) * arg.type.rank, dtype=arg.type.dtype, device="meta")
+        if isinstance(arg.type, ScalarType):
+            return {"int": 1, "float": 1.0, "bool": True}[arg.type.kind]
+    if isinstance(arg, (bool, int, float)):
+        return arg
+    raise Refused(f"cannot compute with {arg!r}")
+
+
+def widest(dtypes: tuple[torch.dtype, ...]) -> torch.dtype:
+    """The common type of tensors that are joined."""
+    return reduce(torch.promote_types, dtypes)
+
+
+def number(arg: Arg) -> float:
+    """A number that is known when compiling."""
+    if isinstance(arg, (int, float)):
+        return float(arg)
+    raise Refused("needs a number that is known when compiling")
+
+
+def whole(arg: Arg) -> int:
+    """A whole number that is known when compiling."""
+    if isinstance(arg, int):
+        return int(arg)
+    raise Refused("needs a whole number that is known when compiling")
+
+
+def axis_of(rank: int, dim: Arg) -> int:
+    """A dim counted from the start."""
+    return whole(dim) % max(rank, 1)
+
+
+def prim(dim: Dim, variable: Callable[[str], Any]) -> Any:
+    """A size as a TIR expression over the variables of the symbols.
+
+    Raises:
+        Refused: the size is no function that TIR has.
+    """
+    from tvm import tirx
+
+    if isinstance(dim, int):
+        return tirx.const(dim, "int64")
+    if dim.is_Symbol:
+        return variable(dim.name)
+    if dim.is_Integer:
+        return tirx.const(int(dim), "int64")
+    kind = type(dim).__name__
+    if kind == "Mul":
+        top, bottom = dim.as_numer_denom()
+        if not bottom.is_Integer:
+            raise Refused(f"a size of {show_dim(dim)}")
+        if int(bottom) != 1:
+            return tirx.floordiv(prim(top, variable), prim(int(bottom), variable))
+    args = [prim(a, variable) for a in dim.args]
+    if kind == "Add":
+        return reduce(lambda a, b: a + b, args)
+    if kind == "Mul":
+        return reduce(lambda a, b: a * b, args)
+    if kind == "Pow" and dim.exp.is_Integer and int(dim.exp) > 0:
+        return reduce(lambda a, b: a * b, [args[0]] * int(dim.exp))
+    if kind in ("FloorDiv", "CleanDiv"):
+        return tirx.floordiv(*args)
+    if kind == "CeilDiv":
+        return tirx.floordiv(args[0] + args[1] - 1, args[1])
+    if kind in ("Mod", "PythonMod"):
+        return tirx.floormod(*args)
+    if kind == "ModularIndexing":
+        return tirx.floormod(tirx.floordiv(args[0], args[1]), args[2])
+    if kind in ("Max", "Min"):
+        return reduce(tirx.max if kind == "Max" else tirx.min, args)
+    raise Refused(f"a size of {show_dim(dim)}")
+
+
+def cast(expr: Any, dtype: torch.dtype) -> Any:
+    """A TIR expression in another type, as torch converts."""
+    from tvm import tirx
+
+    if not hasattr(expr, "ty"):  # a comparison that is not an expression yet
+        expr = expr.asobject()
+    have, want = str(expr.ty.dtype), name_of(dtype)
+    if have == want:
+        return expr
+    if want == "bool":
+        return expr != tirx.const(0, have)
+    if have == "bool" and dtype.is_floating_point:
+        return tirx.Select(expr, tirx.const(1, want), tirx.const(0, want))
+    if have == "int64" and dtype in HALF or have == "float64" and dtype in HALF:
+        return tirx.Cast(want, tirx.Cast("float32", expr))
+    return tirx.Cast(want, expr)
+
+
+def literal(value: bool | int | float, dtype: torch.dtype) -> Any:
+    """A number as a TIR constant, converted as torch does."""
+    from tvm import tirx
+
+    if not isinstance(value, (bool, int, float)):
+        raise Refused(f"cannot compute with {value!r}")
+    try:
+        exact = torch.tensor(value).to(dtype).item() if not dtype.is_floating_point else float(value)
+    except (OverflowError, RuntimeError) as error:
+        raise Refused(f"{value!r} is no {dtype}") from error
+    return tirx.const(exact, name_of(dtype))
