@@ -22,7 +22,7 @@ from ir.errors import UntrustedError
 from ir.weights import save
 from tests import corpus
 from tests.backends.random_regions import Maker
-from tests.backends.test_flow import EXIT, LOOP, NESTED
+from tests.conformance.regions import EXIT, LOOP, NESTED
 from tests.zoo import ZOO
 
 ENGINES = ("reference", "onnxruntime", "openvino")
