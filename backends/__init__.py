@@ -13,12 +13,15 @@ from backends.base import (
     FlowProof,
     Unsupported,
 )
+from backends.inductor import Inductor
 from backends.onnxruntime_engine import OnnxRuntime
 from backends.openvino_engine import OpenVino
 from backends.reference import Reference
+from backends.tensorrt.backend import TensorRT
+from backends.tvm.backend import Tvm
 from ir.errors import UsageError, nearest
 
-BACKENDS: tuple[Backend, ...] = (OpenVino(), OnnxRuntime(), Reference())
+BACKENDS: tuple[Backend, ...] = (OpenVino(), OnnxRuntime(), Inductor(), TensorRT(), Tvm(), Reference())
 """All of them, the fastest kind first. Each imports its engine when it is first used."""
 
 __all__ = [

@@ -6,11 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
 
-from ir import Graph
+from ir import Graph, Node
 from ir.errors import MissingError
 
 WEIGHTS_FILE = "weights.safetensors"
@@ -89,7 +90,8 @@ class FlowProof:
 
     Attributes:
         node: ``cond`` or ``while`` (or ``rows``), and where in the user's model.
-        lowering: what the engine got: ``if``, ``loop``, ``unrolled``, ``segments``, ``masked``, ``compacted``.
+        lowering: what the engine got: ``if``, ``loop``, ``unrolled``, ``segments``, ``masked``, ``compacted``,
+            ``bucketed``.
         evidence: ``measured``, ``structural`` (read from the built engine) or ``none``.
         detail: one sentence of what was seen.
         seconds: where measured: time of the engine by path (``taken``, ``untaken``, ``full``).
@@ -102,6 +104,11 @@ class FlowProof:
     detail: str
     seconds: Mapping[str, float] = field(default_factory=dict)
     lazy: bool = False
+
+
+def flow_name(node: Node) -> str:
+    """``FlowProof.node`` of a region operator."""
+    return f"{node.op.name} at {node.origin}" if str(node.origin) else node.op.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +146,15 @@ class Backend(ABC):
     name: ClassVar[str]
     install: ClassVar[str]
     """The one command that brings a missing one."""
+    deviations: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Where its kernels knowingly part from torch, by name: ``nan`` (NaN may be lost), ``int64`` (whole numbers beyond
+    32 bits may be wrong), ``denormal`` (numbers below the normal ones may become zero). The conformance suite
+    allows these, and counts them."""
     rows: ClassVar[str] = "masked"
-    """How ``rows`` is written out for it (``ir.rows.MODES``): compacted where sizes may depend on the data."""
+    """How it gets ``rows``: compacted where sizes may depend on the data, else masked (``ir.rows.MODES``); or bucketed:
+    cut into segments, which the host runs on the live rows in a few sizes (``backends.buckets``)."""
+    patient: ClassVar[bool] = False
+    """Builds for half a minute and more: it takes part in ``--engine auto`` only where it is asked to."""
 
     @abstractmethod
     def version(self) -> str | None:
@@ -156,7 +170,9 @@ class Backend(ABC):
 
     @abstractmethod
     def build(self, graph: Graph, folder: Path, options: BuildOptions = DEFAULT) -> Built:
-        """Write the payload into ``folder``, where ``weights.safetensors`` of the graph lies already.
+        """Write the payload into ``folder``, where ``weights.safetensors`` with the graph's weights lies already.
+
+        The file may hold more weights than the graph has: several graphs may share it.
 
         Raises:
             UnsupportedError: with the whole list.

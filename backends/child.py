@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ir import errors
-from ir.errors import BuildError, PenstockError, ResourceError
+from ir.errors import BuildError, LimitError, PenstockError
 
 _ROOT = Path(__file__).parents[1]
 _TAIL = 3
@@ -51,7 +51,7 @@ def run_child(
     Raises:
         PenstockError: of whatever kind the child raised.
         BuildError: it crashed, or ended without an answer.
-        ResourceError: out of time or memory.
+        LimitError: out of time or memory.
     """
     paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **(environment or {})}
@@ -98,7 +98,7 @@ def serve(build: Callable[[dict[str, Any], Progress], Answer]) -> None:
     except PenstockError as error:
         tell(error=[type(error).__name__, error.what, error.where, error.hint])
     except MemoryError:
-        tell(error=["ResourceError", "the builder ran out of memory", "", ""])
+        tell(error=["LimitError", "the builder ran out of memory", "", ""])
     answers.close()
     sys.stderr.flush()
     os._exit(0)  # no destructors of a compiler that has done its work
@@ -138,15 +138,13 @@ def _guard(
     while not done.wait(_GLANCE):
         if end is not None and time.monotonic() > end:
             stopped.append(
-                ResourceError(
+                LimitError(
                     f"the {name} builder did not finish within {timeout:g} s", hint="--build-timeout allows more"
                 )
             )
         elif memory is not None and (held := _resident(child.pid)) > memory:
             stopped.append(
-                ResourceError(
-                    f"the {name} builder held {held / 1e9:.1f} GB, more than the {memory / 1e9:.1f} GB allowed"
-                )
+                LimitError(f"the {name} builder held {held / 1e9:.1f} GB, more than the {memory / 1e9:.1f} GB allowed")
             )
         if stopped:
             _kill(child)
@@ -175,6 +173,6 @@ def _died(name: str, code: int, log: IO[str]) -> PenstockError:
     said = [line.strip() for line in log.read()[-8000:].splitlines() if line.strip()]
     told = "; ".join(said[-_TAIL:])[:600]
     if code == -signal.SIGKILL:
-        return ResourceError(f"the {name} builder was killed by the system, most likely for want of memory")
+        return LimitError(f"the {name} builder was killed by the system, most likely for want of memory")
     how = f"crashed ({signal.Signals(-code).name})" if code < 0 else f"ended with code {code} and no answer"
     return BuildError(f"the {name} builder {how}{': ' + told if told else ''}")

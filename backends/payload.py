@@ -7,7 +7,7 @@ from pathlib import Path
 from backends.base import WEIGHTS_FILE
 from ir import Graph
 from ir.errors import ResourceError
-from ir.weights import layout
+from ir.weights import spans
 
 RENAMED = "output:"
 """Stands before the name of an output that is the name of an input too, which ONNX forbids."""
@@ -24,7 +24,7 @@ def payload(folder: Path, stem: str) -> Path:
 
 
 def write(graph: Graph, folder: Path, flavor: str, stem: str) -> None:
-    """Emit a graph into ``STEM.onnx``; the weights stay in their file.
+    """Emit a graph into ``STEM.onnx``; the weights stay in their file, which may hold more than this graph's.
 
     Raises:
         UnsupportedError: lists every operator without an ONNX form.
@@ -32,7 +32,7 @@ def write(graph: Graph, folder: Path, flavor: str, stem: str) -> None:
     """
     from backends.onnx_emit import emit
 
-    model = emit(graph, layout(graph.weights)[1], flavor, WEIGHTS_FILE)
+    model = emit(graph, spans(folder / WEIGHTS_FILE), flavor, WEIGHTS_FILE)
     path = payload(folder, stem)
     try:
         path.write_bytes(model.SerializeToString())

@@ -20,7 +20,7 @@ class Prepared:
     """A graph that an engine can be asked for.
 
     Attributes:
-        graph: without ``rows``; the graph itself where it has none.
+        graph: without ``rows``, unless they are to be bucketed; the graph itself where it has none.
         flow: what became of each ``rows``. Nothing was measured yet.
         refused: each ``rows`` that this engine cannot have.
     """
@@ -30,12 +30,12 @@ class Prepared:
     refused: tuple[Unsupported, ...] = ()
 
 
-def prepared(graph: Graph, backend: Backend) -> Prepared:
-    """The graph as a backend takes it, see ``Backend.rows``."""
+def prepared(graph: Graph, backend: Backend, mode: str = "") -> Prepared:
+    """The graph as a backend takes it, see ``Backend.rows``; in another ``mode`` where one is given."""
     nodes = [node for node in graph.walk() if node.op is ROWS]
-    if not nodes:
+    mode = mode or backend.rows
+    if not nodes or mode == "bucketed":  # then the segments tell what became of them
         return Prepared(graph)
-    mode = backend.rows
     refused = []
     if mode == "masked":
         refused = [Unsupported("rows", str(n.origin), f"cannot be masked: {why}") for n in nodes if (why := mixing(n))]

@@ -162,6 +162,8 @@ def _for_gpu(engine: str) -> list[Backend]:
 
 
 def _whys(target: Target, engine: str) -> str:
+    if target.device.kind not in ("cpu", "cuda"):
+        return f"engines are for NVIDIA GPUs and processors, not for {target.cc}"
     told = []
     for each in _for_gpu(engine):
         why = each.why_not(target.device) if each.version() is not None else f"not installed ({each.install})"
@@ -222,6 +224,8 @@ def _several(job: Job, wanted: Sequence[Target], path: Path, folder: Path) -> Co
             rows.append(failed_row(target, engine, error))
     if not made:
         raise failure or UsageError("nothing can be built for any of these targets", hint="penstock targets lists them")
+    order = [t.name for t in wanted]
+    rows.sort(key=lambda row: order.index(row.target))
     identity = artifact.seal_bundle(folder, artifact_name(job.spec), made)
     report = {"name": artifact_name(job.spec), "rows": [asdict(r) for r in rows], "members": reports}
     return CompileResult(path, identity, before, job.records, candidates, None, report, "", rows, failure)

@@ -102,12 +102,12 @@ def diagnose() -> list[Finding]:
         _python(),
         _torch(),
         *(_engine(name, packages) for name, packages in ENGINES.items()),
+        _inductor(),
         _demo(),
         _processor(_read(_CPUINFO)),
         _cores(),
         _memory(_read(_MEMINFO), _read(_CGROUP_MEMORY)),
         *_folders(),
-        _compiler(),
         _gpu(),
     ]
 
@@ -171,6 +171,18 @@ def _engine(name: str, packages: tuple[Package, ...]) -> Finding:
     told, faults = _told(packages)
     fix = _extra(name) if faults else ""
     return Finding(f"engine {name}", "missing" if faults else "ok", "; ".join(faults) or told, fix)
+
+
+def _inductor() -> Finding:
+    """Torch's own compiler builds with a C++ compiler; what it built runs without one."""
+    version = TORCH.version
+    if version is None:
+        return Finding("engine inductor", "missing", "torch is not installed", TORCH.fix)
+    named = os.environ.get("CXX", "")
+    found = next((p for p in map(shutil.which, (named, "g++", "clang++", "c++")) if p), None)
+    if found is None:
+        return Finding("engine inductor", "warn", f"torch {version}; no C++ compiler to build with", "apt install g++")
+    return Finding("engine inductor", "ok", f"torch {version}, {found}; slow to build: --engine inductor asks for it")
 
 
 def _demo() -> Finding:
@@ -288,11 +300,6 @@ def _cache_root() -> Path:
         return Path(told)
     told = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(told) if os.path.isabs(told) else Path.home() / ".cache") / "penstock"
-
-
-def _compiler() -> Finding:
-    found = next((p for p in map(shutil.which, ("c++", "g++", "clang++")) if p), None)
-    return Finding("C++ compiler", "ok", f"{found or 'none'}; not needed: no engine is compiled here")
 
 
 def _gpu() -> Finding:

@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
-from backends import BACKENDS, WEIGHTS_FILE
+from backends import BACKENDS, WEIGHTS_FILE, Backend
+from backends.segments import refusals
 from compiler.artifact import AFTER, open_artifact
 from compiler.capture.capture import capture, capture_file
 from compiler.capture.model_file import load_spec
-from compiler.cost.targets import load_targets, this_cpu
+from compiler.cost.targets import Target, load_targets, this_cpu
 from compiler.files import read_ir, read_text
 from compiler.pipeline.recipe import recipe as read_recipe
 from compiler.runtime.trial import usual_size
@@ -81,7 +82,7 @@ def describe(graph: Graph) -> dict[str, Any]:
     params = [value for _, value in graph.arguments("param")]
     bytes_ = sum(_bytes(value) for value in params)
     whole = _with_weights(graph)
-    engines = {b.name: [str(u) for u in b.unsupported(whole)] for b in BACKENDS if b.version() is not None}
+    engines = {b.name: [str(u) for u in refusals(whole, b)[1]] for b in BACKENDS if b.version() is not None}
     return {
         "name": graph.name,
         "nodes": len(graph),
@@ -136,6 +137,16 @@ def explain_pass(name: str) -> dict[str, Any]:
     return row
 
 
+def _engines(machine: Target) -> str:
+    """Who builds for a machine here; in brackets who leaves a kit to be finished there."""
+    if machine.kind == "cpu" and machine.name != "cpu":
+        return "plan only"
+    found = [b.name for b in BACKENDS if not b.why_not(machine.device)]
+    kits = machine.device.kind == "cuda"
+    found += [f"({b.name})" for b in BACKENDS if kits and b.why_not(machine.device) and type(b).kit is not Backend.kit]
+    return ", ".join(found) or "plan only"
+
+
 def describe_targets() -> list[dict[str, Any]]:
     """A row per target, this machine first."""
     rows = []
@@ -151,7 +162,7 @@ def describe_targets() -> list[dict[str, Any]]:
                 "tflops": round(best / 1e12, 1),
                 "int8_tops": round(machine.peak.get("int8", 0.0) / 1e12, 1),
                 "tier": machine.provenance,
-                "engines": ", ".join(b.name for b in BACKENDS) if machine.name == "cpu" else "plan only",
+                "engines": _engines(machine),
             }
         )
     return rows

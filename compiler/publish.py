@@ -26,6 +26,7 @@ class Row:
 
     Attributes:
         target, device: name, and what it is.
+        gpu: whether it is one.
         engine, precision: of the winner; empty when there is none.
         state: ``built``, ``kit`` (to be finished there), ``failed`` or ``refused``.
         verified: how the numbers were checked.
@@ -39,6 +40,7 @@ class Row:
 
     target: str
     device: str
+    gpu: bool
     engine: str = ""
     precision: str = ""
     state: str = "built"
@@ -53,7 +55,9 @@ class Row:
 
 
 def _device(target: Target) -> str:
-    return target.note or "this machine" if target.kind == "cpu" else f"sm_{target.device.capability}"
+    if target.kind == "cpu":
+        return target.note or "this machine"
+    return f"sm_{target.device.capability}" if target.device.kind == "cuda" else target.cc
 
 
 def made_row(view: Job, winner: Candidate, folder: Path, seconds: float) -> Row:
@@ -61,7 +65,8 @@ def made_row(view: Job, winner: Candidate, folder: Path, seconds: float) -> Row:
     time = winner.engine_time
     measured = time.median if time is not None else view.seconds.get(winner.variant)
     return Row(
-        view.target.name, _device(view.target), f"{winner.backend} {winner.version}".strip(), winner.variant,
+        view.target.name, _device(view.target), view.target.kind == "gpu",
+        f"{winner.backend} {winner.version}".strip(), winner.variant,
         winner.state, winner.verified, winner.loss.loss if winner.loss else None,
         None if measured is None else measured * 1e3, "measured" if time is not None else "predicted",
         seconds, _megabytes(folder), winner.remarks[0] if winner.remarks else "",
@@ -73,7 +78,8 @@ def kept_row(target: Target, report: Mapping[str, Any], folder: Path) -> Row:
     chosen = report["chosen"]
     ms = chosen.get("ms") or chosen.get("predicted_ms")
     return Row(
-        target.name, _device(target), f"{chosen['engine']} {chosen['engine_version']}".strip(), chosen["variant"],
+        target.name, _device(target), target.kind == "gpu",
+        f"{chosen['engine']} {chosen['engine_version']}".strip(), chosen["variant"],
         chosen["state"], chosen["verified"], chosen["loss"], ms, chosen["tier"], chosen["build_seconds"],
         _megabytes(folder), "", True,
     )  # fmt: skip
@@ -81,12 +87,12 @@ def kept_row(target: Target, report: Mapping[str, Any], folder: Path) -> Row:
 
 def failed_row(target: Target, engine: str, error: PenstockError) -> Row:
     """Of a target for which nothing could be built."""
-    return Row(target.name, _device(target), engine, state="failed", why=error.what)
+    return Row(target.name, _device(target), target.kind == "gpu", engine, state="failed", why=error.what)
 
 
 def refused_row(target: Target, why: str) -> Row:
     """Of a target that no engine here builds for."""
-    return Row(target.name, _device(target), state="refused", why=why)
+    return Row(target.name, _device(target), target.kind == "gpu", state="refused", why=why)
 
 
 def _megabytes(folder: Path) -> float:

@@ -7,6 +7,7 @@ list of functions.
 from __future__ import annotations
 
 import ast
+import math
 import operator
 import re
 from collections.abc import Callable, Mapping
@@ -86,6 +87,19 @@ def evaluate(dim: Dim, sizes: Mapping[str, int]) -> int:
     if isinstance(dim, int):
         return dim
     return int(dim.xreplace({s: sympy.Integer(sizes[s.name]) for s in dim.free_symbols}))
+
+
+def upper_bound(dim: Dim, dims: Mapping[str, DimRange]) -> int | None:
+    """An upper bound of a sum or product of dims, where they have bounds."""
+    if isinstance(dim, int) or dim.is_Integer:
+        return int(dim) if dim >= 0 else None
+    if dim.is_Symbol:
+        return dims[dim.name].max if dim.name in dims else None
+    parts = [upper_bound(a, dims) for a in dim.args] if dim.is_Add or dim.is_Mul else [None]
+    known = [p for p in parts if p is not None]
+    if len(known) < len(parts):
+        return None
+    return sum(known) if dim.is_Add else math.prod(known)
 
 
 @lru_cache(maxsize=65536)

@@ -57,6 +57,10 @@ class ResourceError(PenstockError):
     exit_code = 5
 
 
+class LimitError(ResourceError):
+    """One builder took longer, or held more, than it may; others may go on."""
+
+
 class VerificationError(PenstockError):
     """Numbers moved further than was promised."""
 

@@ -89,6 +89,8 @@ def _run_rows(node: Node, args: list[Any], watch: Watcher | None) -> list[Any]:
     """On the live rows only, so that a region that mixes rows gives what no masked run gives."""
     live, carried, beside, closed = args
     index = live.nonzero().squeeze(1)
+    if not len(index):  # nothing to run: observers, and ``-1`` in a reshape, would not know what to make of no rows
+        return list(carried)
     picked = [x.index_select(0, index) for x in (*carried, *beside)]
     changed = run_block(node.regions[0], [*picked, *closed], watch)
     return [x.index_copy(0, index, new) for x, new in zip(carried, changed, strict=True)]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -22,19 +23,32 @@ from ir.types import TensorType
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 
 
-def to_module(graph: Graph) -> fx.GraphModule:
+Forms = Mapping[str, Callable[..., Any]]
+"""Operator name to a function that is called in its place."""
+_AS_THEY_ARE: Forms = MappingProxyType({})
+
+
+def param_attributes(graph: Graph) -> dict[str, str]:
+    """Name of each weight to the name of the buffer that holds it in the module."""
+    names = (name for name, _ in graph.arguments("param"))
+    return {name: f"p{index}_{re.sub(r'[^A-Za-z0-9_]', '_', name)}" for index, name in enumerate(names)}
+
+
+def to_module(graph: Graph, forms: Forms = _AS_THEY_ARE) -> fx.GraphModule:
     """The graph as a torch module: user and state inputs in, a flat tuple of outputs out."""
     graph = lowered(graph, "compacted")
     root = torch.nn.Module()
+    attributes = param_attributes(graph)
     names: dict[Value, str] = {}
-    for index, (name, value) in enumerate(graph.arguments("param")):
-        attribute = f"p{index}_{re.sub(r'[^A-Za-z0-9_]', '_', name)}"
-        root.register_buffer(attribute, graph.weights[name])
-        names[value] = attribute
-    return _build(root, graph.body, names)
+    for name, value in graph.arguments("param"):
+        root.register_buffer(attributes[name], graph.weights[name])
+        names[value] = attributes[name]
+    return _build(root, graph.body, names, forms)
 
 
-def _build(root: torch.nn.Module, block: Block, params: Mapping[Value, str], bare: bool = False) -> fx.GraphModule:
+def _build(
+    root: torch.nn.Module, block: Block, params: Mapping[Value, str], forms: Forms, bare: bool = False
+) -> fx.GraphModule:
     """``bare``: the only result is returned as it is, not in a tuple; while_loop wants its test so."""
     made = fx.Graph()
     env: dict[Value, fx.Node] = {}
@@ -60,7 +74,9 @@ def _build(root: torch.nn.Module, block: Block, params: Mapping[Value, str], bar
             regions = []
             for index, region in enumerate(node.regions):
                 attribute = f"region_{len(list(root.named_children()))}"
-                root.add_module(attribute, _build(torch.nn.Module(), region, {}, node.op is WHILE and index == 0))
+                root.add_module(
+                    attribute, _build(torch.nn.Module(), region, {}, forms, node.op is WHILE and index == 0)
+                )
                 regions.append(made.get_attr(attribute))
             groups = [tuple(a) if isinstance(a, list) else a for a in args]
             if node.op is COND:
@@ -68,8 +84,9 @@ def _build(root: torch.nn.Module, block: Block, params: Mapping[Value, str], bar
             else:
                 call = made.call_function(torch.ops.higher_order.while_loop, (*regions, *groups))
         else:
-            assert node.op.target is not None
-            call = made.call_function(node.op.target, tuple(args), {k: read(a) for k, a in node.kwargs.items()})
+            target = forms.get(node.op.name, node.op.target)
+            assert target is not None
+            call = made.call_function(target, tuple(args), {k: read(a) for k, a in node.kwargs.items()})
         several = node.regions or len(node.results) != 1 or _returns_list(node)
         for index, value in enumerate(node.results):
             env[value] = made.call_function(_getitem, (call, index)) if several else call
@@ -118,12 +135,16 @@ def _random(type_: TensorType, sizes: Mapping[str, int], generator: torch.Genera
     return torch.randint(0, 2, shape, generator=generator).to(type_.dtype)
 
 
-def to_exported(graph: Graph, inputs: Mapping[str, torch.Tensor] | None = None) -> ExportedProgram:
+def to_exported(
+    graph: Graph, inputs: Mapping[str, torch.Tensor] | None = None, forms: Forms = _AS_THEY_ARE, *, strict: bool = False
+) -> ExportedProgram:
     """The graph as an ExportedProgram that computes exactly the same.
 
     Args:
         graph: any verified graph.
         inputs: sample inputs, every dynamic size at least 2; made from the types when absent.
+        forms: functions that are traced in place of operators.
+        strict: hold to the ranges of the dims, also where that makes torch refuse.
 
     Raises:
         IRError: torch refuses the program.
@@ -133,11 +154,12 @@ def to_exported(graph: Graph, inputs: Mapping[str, torch.Tensor] | None = None) 
     given = tuple(sample[name] for name, _ in order)
     refused: Exception | None = None
     # named dims keep the ranges, and leave no size arithmetic behind; torch does not take them everywhere
-    for shapes, deferred in ((_named_shapes(graph), False), (_free_shapes(graph), True)):
+    ways = ((_named_shapes(graph), False), (_free_shapes(graph), True))
+    for shapes, deferred in ways[:1] if strict else ways:
         try:
             with torch.no_grad():
                 return torch.export.export(
-                    to_module(graph),
+                    to_module(graph, forms),
                     given,
                     dynamic_shapes=shapes if order else None,
                     prefer_deferred_runtime_asserts_over_guards=deferred,

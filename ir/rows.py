@@ -5,7 +5,7 @@ closed values in turn, and which returns one value per carried one, of its type:
 
     index  = nonzero(live)                                      # live: bool [n]
     new... = region(carried[index]..., beside[index]..., closed...)
-    result = carried with its rows at index replaced by new
+    result = carried with its rows at index replaced by new     # no live row: nothing runs
 
 Carried and beside values are tensors over the same ``n`` rows; carried ones come back, beside ones (an attention mask)
 are only read. Closed values (weights, sizes) are handed over whole. The region is typed for a number of rows that
@@ -25,10 +25,10 @@ from collections.abc import Sequence
 import torch
 
 from ir.copy import copy_graph
-from ir.core import Block, Graph, Node, Value
+from ir.core import Arg, Block, Graph, Node, Value
 from ir.dims import Dim, is_data_symbol, simplify, symbol, symbols_of
 from ir.errors import IRError
-from ir.ops import RETURN, ROWS, op
+from ir.ops import COND, RETURN, ROWS, op
 from ir.types import ScalarType, TensorType, Type
 
 MODES = ("compacted", "masked")
@@ -147,7 +147,8 @@ def _masked(graph: Graph, node: Node) -> list[Value]:
     live, carried, beside, closed = groups(node)
     n = live.tensor.shape[0]
     region = node.regions[0]
-    changed = _inline(graph, region, (*carried, *beside, *closed), node, rows_symbol(node), n)
+    assert node.block is not None
+    changed = _inline(graph, region, (*carried, *beside, *closed), node.block, node, rows_symbol(node), n)
     made = []
     for old, new in zip(carried, changed, strict=True):
         ones = (1,) * (old.tensor.rank - 1)
@@ -162,29 +163,53 @@ def _masked(graph: Graph, node: Node) -> list[Value]:
 
 
 def _compacted(graph: Graph, node: Node) -> list[Value]:
-    """Gather the live rows, run the region on them, scatter its results back."""
+    """Gather the live rows, run the region on them, scatter its results back; with none alive, do nothing at all.
+
+    The guard also keeps the region from shapes without elements, of which engines cannot tell what ``-1`` stands for.
+    """
     live, carried, beside, closed = groups(node)
-    name = fresh_symbol(graph)
-    u = symbol(name)
-    found = TensorType(torch.int64, (u, 1)), TensorType(torch.int64, (u,))
-    where = graph.insert(op("aten.nonzero.default"), live, before=node, types=found[:1], name="live").result
-    index = graph.insert(op("aten.squeeze.dim"), where, 1, before=node, types=found[1:], name="live").result
+    given = (live, *carried, *beside, *closed)
+    some, none = (Block([Value(v.type, v.name) for v in given]) for _ in range(2))
+    graph.returns(*none.args[1 : 1 + len(carried)], block=none)
+    _gathered(graph, node, some)
+    truth = TensorType(torch.bool, ())
+    any_ = graph.insert(op("aten.any.default"), live, before=node, types=(truth,), name="any_live").result
+    types = tuple(v.type for v in carried)
+    return list(graph.insert(COND, any_, given, before=node, regions=(some, none), types=types).results)
+
+
+def _gathered(graph: Graph, node: Node, block: Block) -> None:
+    """Fill a block, whose arguments are live, carried, beside and closed values, with the work on the live rows."""
+    _, carried, beside, _ = groups(node)
+    live, *rest = block.args
+    rows, whole = rest[: len(carried) + len(beside)], rest[len(carried) + len(beside) :]
+    u = symbol(fresh_symbol(graph))
+    at = node.origin
+
+    def add(name: str, type_: TensorType, *args: Arg, called: str = "") -> Value:
+        return graph.insert(op(name), *args, block=block, origin=at, types=(type_,), name=called).result
+
+    where = add("aten.nonzero.default", TensorType(torch.int64, (u, 1)), live, called="live_at")
+    index = add("aten.squeeze.dim", TensorType(torch.int64, (u,)), where, 1, called="live_at")
     picked = [
-        graph.insert(
-            op("aten.index_select.default"), v, 0, index, before=node, name=v.name,
-            types=(TensorType(v.tensor.dtype, (u, *v.tensor.shape[1:])),),
-        ).result
-        for v in (*carried, *beside)
+        add(
+            "aten.index_select.default", TensorType(v.tensor.dtype, (u, *v.tensor.shape[1:])), v, 0, index,
+            called=v.name,
+        )
+        for v in rows
     ]  # fmt: skip
-    changed = _inline(graph, node.regions[0], (*picked, *closed), node, rows_symbol(node), u)
-    return [
-        graph.insert(op("aten.index_copy.default"), old, 0, index, new, before=node, types=(old.type,)).result
-        for old, new in zip(carried, changed, strict=True)
+    changed = _inline(graph, node.regions[0], (*picked, *whole), block, None, rows_symbol(node), u)
+    results = [
+        add("aten.index_copy.default", old.tensor, old, 0, index, new)
+        for old, new in zip(rows[: len(carried)], changed, strict=True)
     ]
+    graph.returns(*results, block=block)
 
 
-def _inline(graph: Graph, region: Block, given: Sequence[Value], node: Node, name: str, size: Dim) -> list[Value]:
-    """Move the nodes of a region before ``node``, its rows counted by ``size``; gives what it returns."""
+def _inline(
+    graph: Graph, region: Block, given: Sequence[Value], block: Block, before: Node | None, name: str, size: Dim
+) -> list[Value]:
+    """Move the nodes of a region into a block, its rows counted by ``size``; gives what it returns."""
     table = {symbol(name): size}
     _retype(region, table)
     for argument, value in zip(region.args, given, strict=True):
@@ -193,11 +218,10 @@ def _inline(graph: Graph, region: Block, given: Sequence[Value], node: Node, nam
     returned = [a for a in region.returned.args if isinstance(a, Value)]
     for value in returned:
         value.uses.pop(region.returned, None)
-    assert node.block is not None
     for inner in region:
         region.unlink(inner)
         if inner.op is not RETURN:
-            node.block.link(inner, node)
+            block.link(inner, before)
     return returned
 
 

@@ -108,6 +108,15 @@ def save(weights: Mapping[str, torch.Tensor], path: Path) -> dict[str, tuple[int
     return spans
 
 
+def spans(path: Path) -> dict[str, tuple[int, int]]:
+    """``(offset, length)`` of each tensor in a safetensors file that ``save`` wrote."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entries = json.loads(file.read(length))
+    found = {name: entry["data_offsets"] for name, entry in entries.items()}
+    return {name: (8 + length + start, end - start) for name, (start, end) in found.items()}
+
+
 def load(path: Path) -> Weights:
     """Memory-mapped weights of a safetensors file."""
     from safetensors import safe_open

@@ -159,23 +159,20 @@ class Observed:
         assert self.low is not None and self.high is not None
         return torch.maximum(self.low.abs(), self.high.abs())
 
-    @property
-    def strength(self) -> torch.Tensor:
-        """Mean square per channel, never zero."""
-        square = torch.cat(self.rows).square().mean(0)
-        return square + 1e-3 * square.mean() + TINY
-
     @staticmethod
-    def share(samples: int) -> int:
+    def share(samples: int, rows: int = _ROWS) -> int:
         """Rows to keep of each of so many samples."""
-        return max(8, _ROWS // max(samples, 1))
+        return max(8, rows // max(samples, 1))
 
 
-def observe(graph: Graph, linears: Mapping[Node, Linear], samples: Samples) -> dict[Value, Observed]:
-    """Run the graph on the samples and look at what flows into the linears; nothing is told of what no row reached."""
+def observe(graph: Graph, linears: Mapping[Node, Linear], samples: Samples, rows: int = _ROWS) -> dict[Value, Observed]:
+    """Run the graph on the samples and look at what flows into the linears, about so many rows of each.
+
+    What no sample reaches is left out.
+    """
     seen: dict[Value, Observed] = {}
     looked: set[Value] = set()
-    share = Observed.share(len(samples))
+    share = Observed.share(len(samples), rows)
 
     def watch(node: Node, args: Sequence[Any], results: Sequence[Any]) -> None:
         found = linears.get(node)

@@ -2,7 +2,7 @@
 
 Sound: the definition of ``rows`` (``ir.rows``), for a body that keeps rows apart. Scatters that share a body become one
 ``rows``; ``x[live]`` with a mask is the same as with its positions. Asserts that a count of rows lies between none and
-all go: it does.
+all go: it does; so do those that it is not 0, which torch adds where the body reshapes to ``-1``, then spelled out.
 Profitable: an engine then gets the form that it can run, compacted or masked; by itself nothing is faster.
 Declines when the body is not known to keep rows apart (``ir.rowwise``), when something else reads a value of the live
 rows or their positions, or when what the body needs is made only after the scatter.
@@ -16,13 +16,15 @@ from typing import ClassVar
 
 import torch
 
-from ir import ROWS, Arg, Block, Dim, DimRange, Graph, Node, ScalarType, TensorType, Value, map_values, op, symbols_of
+from ir import ROWS, Arg, Block, Graph, Node, ScalarType, TensorType, Value, map_values, op, symbols_of
 from ir.dims import is_data_symbol, symbol
 from ir.rowwise import RowWalk
 from passes.base import Pass, Remark, Samples, remark
 from passes.drop_dead_nodes import drop_chain
 from passes.rewrite import producer, rewrite
+from passes.row_counts import drop_assert
 
+_RESHAPES = ("aten.reshape.default", "aten.view.default", "aten._unsafe_view.default")
 _SIZE = "aten.sym_size.int"
 _NONZERO = ("aten.nonzero.default", "aten.where.default", "aten.nonzero_numpy.default")
 
@@ -36,7 +38,7 @@ class MatchRows(Pass):
 
     def run(self, graph: Graph, samples: Samples = ()) -> list[Remark]:
         """See the module."""
-        return rewrite(graph, (_match, _true_assert))
+        return rewrite(graph, (_match, _assert))
 
 
 @dataclass
@@ -240,7 +242,7 @@ def _rewrite(graph: Graph, body: _Body, order: Mapping[Node, int]) -> Remark:
         region.link(node, None)
         graph.set_arguments(
             node,
-            tuple(map_values(a, read) for a in node.args),
+            tuple(map_values(a, read) for a in _spelled(node)),
             {k: map_values(a, read) for k, a in node.kwargs.items()},
         )
     graph.returns(*(read(v) for v in news), block=region)
@@ -257,33 +259,14 @@ def _rewrite(graph: Graph, body: _Body, order: Mapping[Node, int]) -> Remark:
     return remark(made, True, f"{len(body.nodes)} operation(s) run on the live rows only")
 
 
-def _true_assert(graph: Graph, node: Node) -> Remark | None:
-    """0 <= count of live rows <= all of them."""
-    if node.op.name != "aten._assert_scalar.default":
-        return None
-    test = producer(node.args[0], "sym.ge", "sym.le")
-    size = producer(test.args[0], _SIZE) if test else None
-    live = _counted(size) if size else None
-    if test is None or live is None or not isinstance(bound := test.args[1], int):
-        return None
-    most = _most(live.tensor.shape[0], graph.dims)
-    if bound > 0 if test.op.name == "sym.ge" else most is None or bound < most:
-        return None
-    graph.erase(node)
-    drop_chain(graph, test)
-    return Remark(f"assert at {node.origin}", True, "a count of rows lies between none and all")
+def _assert(graph: Graph, node: Node) -> Remark | None:
+    return drop_assert(graph, node, _counted)
 
 
-def _most(dim: Dim, dims: Mapping[str, DimRange]) -> int | None:
-    """An upper bound of a sum or product of dims."""
-    if isinstance(dim, int) or dim.is_Integer:
-        return int(dim) if dim >= 0 else None
-    if dim.is_Symbol:
-        return dims[dim.name].max if dim.name in dims else None
-    parts = [_most(a, dims) for a in dim.args] if dim.is_Add or dim.is_Mul else [None]
-    total = 0 if dim.is_Add else 1
-    for part in parts:
-        if part is None:
-            return None
-        total = total + part if dim.is_Add else total * part
-    return total
+def _spelled(node: Node) -> tuple[Arg, ...]:
+    """Arguments of a reshape with the size that ``-1`` stands for: of no rows torch could not tell it."""
+    if node.op.name not in _RESHAPES or not isinstance(sizes := node.args[1], tuple):
+        return node.args
+    shape = node.result.tensor.shape
+    told = tuple(d if s == -1 and isinstance(d, int) else s for s, d in zip(sizes, shape, strict=True))
+    return (node.args[0], told, *node.args[2:])

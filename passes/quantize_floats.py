@@ -4,8 +4,8 @@
     format=nvfp4   nvfp4_linear(x, q, block_scale, scale, b, x_scale)  a scale per 16 weights, and per 16 activations
 
 Scales of fp8 activations are calibrated (FP8 Formats for Deep Learning, 2209.05433, section 4); those of NVFP4 blocks
-are measured at run time under one calibrated scale. Weights as in ``quantize-weights``; the mean of what a product
-loses goes into its bias.
+are measured at run time under one calibrated scale. NVFP4 weights make up for the rounding of those before them
+(``compensate``, as in ``quantize-weights``); the mean of what a product loses goes into its bias.
 
 Sound: up to rounding; what the format holds comes out exactly.
 Profitable: twice (fp8) or four times (NVFP4) the work of float16, on matrix units that have the format.
@@ -26,11 +26,12 @@ from ir import Graph, Node, Value
 from ir.narrow import E2M1_MAX, E4M3_MAX, NVFP4_BLOCK, nvfp4_rows, nvfp4_values, to_e4m3
 from passes.base import Pass, Remark, Samples, Tolerance, remark
 from passes.linears import TINY, Linear, Observed, find, observe, readers, relative_error, settle
-from passes.narrow_weights import Fp8Weight, Nvfp4Weight, to_fp8, to_nvfp4
+from passes.narrow_weights import Fp8Weight, Nvfp4Weight, compensation, to_fp8, to_nvfp4
 
 FP8 = "penstock.fp8_linear.default"
 NVFP4 = "penstock.nvfp4_linear.default"
 _FORMATS = ("fp8", "nvfp4")
+_ROWS = 1024  # to compensate by
 _PLACES = (1.0, 2.0, 1.41, 0.71, 0.5)  # of the scale of fp8, times the one where the largest becomes 448
 
 
@@ -52,6 +53,7 @@ class QuantizeFloats(Pass):
     summary: ClassVar[str] = "linear(x, w) -> weights and activations in fp8 (e4m3) or NVFP4"
     tolerance: ClassVar[Tolerance] = Tolerance(cosine=0.9)
     format: str = "fp8"
+    compensate: bool = True
     skip: tuple[str, ...] = ()
     keep: int = 0
     max_error: float = 0.2
@@ -70,13 +72,13 @@ class QuantizeFloats(Pass):
             said.append(remark(node, False, f"{inputs} inputs are no multiple of {NVFP4_BLOCK}"))
         if not samples:
             return said + [remark(node, False, "scales of activations need samples") for node in linears]
-        seen = observe(graph, linears, samples)
+        seen = observe(graph, linears, samples, _ROWS)
         said += [remark(n, False, "no sample came by here") for n, found in linears.items() if found.x not in seen]
-        calibrate = _fp8 if self.format == "fp8" else _nvfp4
         made: dict[Node, _Form] = {}
         for x, group in readers(linears).items():
             if x in seen:
-                forms = calibrate(seen[x], [found.matrix for found in group])
+                matrices = [found.matrix for found in group]
+                forms = _fp8(seen[x], matrices) if self.format == "fp8" else _nvfp4(seen[x], matrices, self.compensate)
                 made.update({found.node: form for found, form in zip(group, forms, strict=True)})
         steps: dict[Value, Value] = {}
         return said + settle(
@@ -107,9 +109,11 @@ def _fp8(seen: Observed, matrices: Sequence[torch.Tensor]) -> list[_Form]:
     return min(tries, key=lambda forms: sum(form.error for form in forms))
 
 
-def _nvfp4(seen: Observed, matrices: Sequence[torch.Tensor]) -> list[_Form]:
-    weights = [to_nvfp4(matrix, seen.strength) for matrix in matrices]
-    rows, step = torch.cat(seen.rows), (seen.reach.amax() / (E2M1_MAX * E4M3_MAX)).clamp_min(TINY)
+def _nvfp4(seen: Observed, matrices: Sequence[torch.Tensor], compensate: bool) -> list[_Form]:
+    rows = torch.cat(seen.rows)
+    factor = compensation(rows) if compensate else None
+    weights = [to_nvfp4(matrix, factor) for matrix in matrices]
+    step = (seen.reach.amax() / (E2M1_MAX * E4M3_MAX)).clamp_min(TINY)
     return _forms(rows, matrices, weights, step, nvfp4_values(*nvfp4_rows(rows, step)) * step)
 
 

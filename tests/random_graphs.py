@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import torch
 from hypothesis import strategies as st
 
-from ir import COND, Arg, Block, DimRange, Graph, Origin, TensorType, Value, op, symbol, verify
+from ir import COND, ROWS, Arg, Block, DimRange, Graph, Origin, TensorType, Value, op, symbol, verify
 from tests.corpus import weight
 
 Draw = st.DrawFn
@@ -223,10 +223,28 @@ def branch(b: Builder, x: Value) -> Value | None:
     return made.result
 
 
+def live_rows(b: Builder, x: Value) -> Value | None:
+    """Work on those rows whose mean is positive; rows are apart, since ``x`` is over the batch."""
+    if b.block is not None or x.tensor.rank < 2 or x.tensor.shape[0] != symbol("n"):
+        return None
+    live = b.one("gt.Scalar", b.one("mean.dim", x, tuple(range(1, x.tensor.rank))), 0.0)
+    width = _width(x)
+    closed = () if width is None else (b.param(width, width),)
+    inner = Value(TensorType(x.tensor.dtype, (symbol("u0"), *x.tensor.shape[1:])), "x")
+    b.block = Block([inner, *(Value(v.type, "w") for v in closed)])
+    y = unary(b, inner)
+    if closed:
+        y = b.one("linear", y, b.block.args[1])
+    b.graph.returns(duplicate(b, y), block=b.block)
+    regions, b.block = (b.block,), None
+    origin = Origin("early", "random.py:2")
+    return b.graph.insert(ROWS, live, (x,), (), closed, regions=regions, origin=origin).result
+
+
 STEPS: tuple[Step, ...] = (
     unary, binary, scalar, no_op, cast, linear, matmul_folded, attention, transpose, permute, unsqueezed, reshape,
     sliced, concatenated, split, softmax, layer_norm, rms_norm, reduced, largest, where, masked, dropout, constant,
-    duplicate, dead, branch,
+    duplicate, dead, branch, live_rows,
 )  # fmt: skip
 
 

@@ -28,13 +28,19 @@ from tests.zoo import ZOO
 VARIANTS = (
     "quantize{min-weights=1}",
     "quantize{min-weights=1, keep=1}",
+    "quantize{min-weights=1, symmetric=true}",
+    "quantize-floats{min-weights=1, format=fp8}",
+    "quantize-floats{min-weights=1, format=nvfp4}",
     'quantize{min-weights=1, activations="dynamic"}',
+    "quantize-weights{min-weights=1}",
+    "quantize-weights{min-weights=1, format=int4, block=2}",
     'cast-compute{dtype="f16"}',
     "fold-constants{max-bytes=0}",
+    'lower-rows{mode="compacted"}',
 )
 EVERY = {p.name: p() for p in passes.PASSES} | {text: passes.parse_passes(text, passes.PASSES)[0] for text in VARIANTS}
 # No fault of the pass: float16 ends at 65504, and calibrated scales end where the calibration inputs do.
-BEYOND = {text: {"large"} for text in ('cast-compute{dtype="f16"}', *VARIANTS[:2])}
+BEYOND = {text: {"large"} for text in ('cast-compute{dtype="f16"}', *VARIANTS[:5])}
 # A folded weight is laid out anew, so that a matmul may take another kernel: the last bit may move.
 _LAST_BIT = base.Tolerance(rtol=1e-5, atol=1e-6)
 LOOSER = {"fold-constants": _LAST_BIT, "fold-constants{max-bytes=0}": _LAST_BIT}

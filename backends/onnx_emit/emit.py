@@ -14,10 +14,11 @@ from backends.onnx_emit.decompose import decomposed
 from backends.onnx_emit.dtypes import Refused
 from backends.onnx_emit.flow import conditional, loop, proto_type
 from backends.onnx_emit.kernels import type_fault
+from backends.onnx_emit.pointwise import Emitter
 from backends.onnx_emit.scope import MICROSOFT, Emission, Scope
 from backends.onnx_emit.table import EMITTERS, IGNORED
 from backends.payload import RENAMED
-from ir import COND, RETURN, WHILE, Arg, Block, Graph, Node, TensorType, Value
+from ir import COND, WHILE, Arg, Block, Graph, Node, TensorType, Value
 from ir.errors import UnsupportedError
 from ir.rows import lowered
 from ir.weights import layout
@@ -60,18 +61,36 @@ def _emit(
     graph: Graph, spans: Mapping[str, tuple[int, int]], flavor: str, weights_file: str
 ) -> tuple[onnx.ModelProto, list[Unsupported]]:
     emission = Emission(lowered(graph, "compacted"), flavor, spans, weights_file)
-    writer = _Writer(emission)
+    writer = Writer(emission)
     return writer.model(), writer.faults
 
 
-class _Writer:
+class Writer:
+    """Walks a graph and lets each operator emit itself; ``faults`` are those that cannot.
+
+    A backend with primitives of its own overrides ``form``, ``fault`` and ``region``, and brings its own ``Scope``.
+    """
+
     def __init__(self, emission: Emission) -> None:
         self._emission = emission
         self._graph = emission.graph
         self.faults: list[Unsupported] = []
         self._inside = False
 
+    def form(self, node: Node) -> Emitter | None:
+        """What emits an operator; ``None`` when only its parts may have a form."""
+        return EMITTERS.get(node.op.name)
+
+    def fault(self, scope: Scope, node: Node) -> str:
+        """Why the engine cannot run a node that has a form; empty when it can."""
+        return type_fault(scope.flavor, node)
+
+    def region(self, scope: Scope, node: Node) -> list[str]:
+        """Emit a node that holds regions."""
+        return (conditional if node.op is COND else loop)(scope, node, self.block)
+
     def model(self) -> onnx.ModelProto:
+        """The whole model."""
         emission, graph = self._emission, self._graph
         scope = Scope(emission)
         inputs = self._inputs(scope)
@@ -135,15 +154,20 @@ class _Writer:
         return [tensor for name, tensor in self._emission.initializers.items() if name in read]
 
     def block(self, scope: Scope, block: Block) -> list[str]:
-        for node in block:
-            if node.op is RETURN:
-                return [self._returned(scope, a) for a in node.args]
+        """Emit the nodes of a block; names of what it returns."""
+        *inner, last = block
+        self.nodes(scope, inner)
+        return [self.returned(scope, a) for a in last.args]
+
+    def nodes(self, scope: Scope, nodes: Iterable[Node]) -> None:
+        """Emit nodes one after the other."""
+        for node in nodes:
             names = self._node(scope, node)
             for value, name in zip(node.results, names, strict=True):
                 scope[value] = name
-        raise AssertionError("verified blocks end with return")
 
-    def _returned(self, scope: Scope, arg: Arg) -> str:
+    def returned(self, scope: Scope, arg: Arg) -> str:
+        """Name of what a block returns."""
         if isinstance(arg, Value):
             return scope[arg]
         if isinstance(arg, (bool, int, float)):
@@ -170,15 +194,14 @@ class _Writer:
         if node.op.name in IGNORED:
             return [""] * count
         try:
-            if node.op is COND:
-                return conditional(scope, node, self.block)
-            if node.op is WHILE:
-                return loop(scope, node, self.block)
-            if node.op.name not in EMITTERS:
-                return self._decomposed(scope, node)
-            if why := type_fault(scope.flavor, node):
+            if node.op in (COND, WHILE):
+                return self.region(scope, node)
+            if why := self.fault(scope, node):
                 raise Refused(why)
-            made = EMITTERS[node.op.name](scope, node, *_positional(node))
+            form = self.form(node)
+            if form is None:
+                return self._decomposed(scope, node)
+            made = form(scope, node, *_positional(node))
         except Refused as refused:
             self.faults.append(Unsupported(node.op.name, str(node.origin), str(refused)))
             return [f"missing.{i}" for i in range(count)]

@@ -47,6 +47,7 @@ def fusing() -> list[Any]:
 
     return [
         relax.transform.ConvertToDataflow(),
+        relax.backend.DispatchSortScan(),
         relax.transform.LegalizeOps(skip_ops=["relax.reshape"]),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FuseOps(),

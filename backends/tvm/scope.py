@@ -140,6 +140,12 @@ class Scope:
             self._made[key] = (self.pointwise("cast", dtype, lambda x: x, [have]), have)
         return self._made[key][0]  # type: ignore[no-any-return]
 
+    def kept(self, key: object, make: Callable[[], Any]) -> Any:
+        """What was made before under a key, or is made now."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
     def size(self, arg: Arg) -> Dim:
         """A size that is a function of the symbols, or a number."""
         if isinstance(arg, Value):

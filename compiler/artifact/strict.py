@@ -32,7 +32,7 @@ from ir.types import DTYPES
 
 MAX_BYTES = 16 << 20
 """Of ``manifest.json``."""
-MAX_FILES = 64
+MAX_FILES = 2048
 _MAX_FILE_BYTES = 1 << 46
 _MAX_PORTS = 4096
 _MAX_RANK = 64

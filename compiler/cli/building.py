@@ -1,4 +1,4 @@
-"""Commands that make something: ``compile`` and ``opt``."""
+"""Commands that make something: ``compile``, ``build-on-target`` and ``opt``."""
 
 from __future__ import annotations
 
@@ -124,4 +124,33 @@ def _aside(text: str) -> None:
     click.echo(text, err=True, nl=False)
 
 
-COMMANDS = (compile, opt)
+@click.command("build-on-target")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("-t", "--target", help="Of several targets, the one to finish.  [the GPU that is here]")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Artifact directory.  [NAME-TARGET.penstock]")
+@click.option("--build-timeout", "timeout", type=BUILD_SECONDS, default=1800.0, show_default=True, help="Seconds.")
+@click.option("--force", is_flag=True, help="Replace an artifact that is there.")
+@common
+def build_on_target(
+    artifact: Path, target: str | None, output: Path | None, timeout: float, force: bool,
+    as_json: bool, quiet: bool, verbose: bool,
+) -> None:  # fmt: skip
+    """Finish a kit: build the engine that could not be built ahead of time, on the machine that has the GPU."""
+    from compiler.cli.progress import Progress
+    from compiler.events import Phases
+    from compiler.runtime.finish import finish_kit
+
+    with Progress(f"build-on-target {artifact}", level(quiet or as_json, verbose)) as progress:
+        phases = Phases(progress)
+        with phases.phase("build", "the engine for this GPU"):
+            path, identity = finish_kit(
+                artifact, output, target=target, force=force, timeout=timeout,
+                progress=lambda phase, fraction: phases.note("progress", f"{phase} {fraction:.0%}"),
+            )  # fmt: skip
+    if as_json:
+        emit_json({"path": str(path), "id": identity})
+    else:
+        click.echo(path)
+
+
+COMMANDS = (compile, opt, build_on_target)

@@ -23,7 +23,7 @@ CLEAN = (
 
 _MARK = "match-rows, mark-fusion"  # last: other passes see weights as such only outside of regions
 _TIDY = f"merge-common-nodes, drop-dead-nodes, {_MARK}"
-_HALF = f"{CLEAN}, cast-compute{{dtype=f16}}"
+_HALF = f"{CLEAN}, cast-compute{{dtype=f16}}, merge-common-nodes"  # merged: what reads one activation shares its scale
 
 PRESETS: Mapping[str, str] = {
     "fp32": f"{CLEAN}, {_MARK}",

@@ -133,6 +133,7 @@ def chosen_row(job: Job, made: Candidate) -> dict[str, Any]:
         "state": made.state,
         "verified": made.verified,
         "build_seconds": made.build_seconds,
+        "lowering": made.lowering,
     }
 
 
@@ -169,6 +170,7 @@ def candidate_row(
         "state": made.state,
         "verified": made.verified,
         "remarks": list(made.remarks),
+        "lowering": made.lowering,
         "flow": [asdict(proof) for proof in made.flow],
     }
 

@@ -22,20 +22,19 @@ def render_targets(rows: Sequence[Mapping[str, Any]], console: Console, width: i
         width: most columns, however wide the console is.
     """
     width = min(width, console.width)
-    table = table_of(
-        "targets", "target", "device", "engine", "precision", "state", "one run", "loss", "MB", "build s", "verified",
-        wide=("target", "device", "engine", "precision", "state", "verified"),
-    )  # fmt: skip
+    table = table_of("targets", "target", "engine", "precision", "state", "one run", "loss", "MB", "build s")
+    for column in table.columns[:4]:
+        column.justify = "left"
     for row in rows:
         style = _STYLES.get(row["state"], "")
-        engine = row["engine"].split(" ")[0]
         ran = row["milliseconds"]
-        told = "-" if ran is None else f"{show_seconds(ran / 1e3)} {'(pred.)' if row['tier'] == 'predicted' else ''}"
+        told = "-" if ran is None else f"{'~' if row['tier'] == 'predicted' else ''}{show_seconds(ran / 1e3)}"
         table.add_row(
-            text_of(row["target"], style), text_of(short(row["device"], 40)), text_of(engine or "-"),
-            text_of(row["precision"] or "-"), text_of(row["state"] + (", cached" if row["cached"] else ""), style),
+            text_of(f"{row['target']} ({short(row['device'], 30)})" if row["gpu"] else row["target"], style),
+            text_of(row["engine"].split(" ")[0] or "-"), text_of(row["precision"] or "-"),
+            text_of(row["state"] + (", cached" if row["cached"] else ""), style),
             told, show_small(row["loss"]), f"{row['megabytes']:.1f}" if row["megabytes"] else "-",
-            f"{row['build_seconds']:.1f}" if row["build_seconds"] else "-", text_of(row["verified"] or "-"),
+            f"{row['build_seconds']:.1f}" if row["build_seconds"] else "-",
         )  # fmt: skip
     console.print(table, width=width, highlight=False)
     for row in rows:
@@ -43,6 +42,9 @@ def render_targets(rows: Sequence[Mapping[str, Any]], console: Console, width: i
             on = f" on {row['engine']}" if row["engine"] else ""
             line = f"{row['target']}{on}: {short(row['why'], 300)}"
             console.print(text_of(line, _STYLES.get(row["state"], "")), width=width, highlight=False)
+    for how in dict.fromkeys(row["verified"] for row in rows if row["verified"]):
+        named = ", ".join(row["target"] for row in rows if row["verified"] == how)
+        console.print(text_of(f"verified: {named}: {how}", "dim"), width=width, highlight=False)
     if any(row["tier"] == "predicted" for row in rows):
-        note = "(pred.): from the cost model; nothing was run on these GPUs"
+        note = "~: predicted by the cost model; nothing was run on these GPUs"
         console.print(text_of(note, "dim"), width=width, highlight=False)

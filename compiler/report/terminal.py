@@ -25,7 +25,7 @@ def render(report: Mapping[str, Any], console: Console, width: int = WIDTH) -> N
         width: most columns, however wide the console is.
     """
     width = min(width, console.width)
-    for part in (*_passes(report), *_candidates(report), *_verdict(report)):
+    for part in (*_passes(report), *_candidates(report), *_flow(report), *_verdict(report)):
         console.print(part, width=width, highlight=False)
 
 
@@ -129,6 +129,31 @@ def _candidates(report: Mapping[str, Any]) -> list[Any]:
 
 def _milliseconds(ms: float | None) -> str:
     return show_seconds(None if ms is None else ms / 1e3)
+
+
+# --- control flow --------------------------------------------------------------------------------
+
+_MOST_FLOW = 12
+
+
+def _flow(report: Mapping[str, Any]) -> list[Any]:
+    rows = report.get("flow", ())  # an older report has none
+    if not rows:
+        return []
+    made = table_of(
+        "control flow: what is proven", "branch", "lowered", "skips", "taken", "untaken", "evidence",
+        wide=("branch", "lowered", "skips", "evidence"),
+    )  # fmt: skip
+    for row in rows[:_MOST_FLOW]:
+        made.add_row(
+            text_of(short(row["node"], 120)),
+            text_of(row["lowering"]),
+            text_of("yes" if row["lazy"] else "unknown" if row["evidence"] == "none" else "no"),
+            *(show_seconds(row["seconds"].get(path)) for path in ("taken", "untaken")),
+            text_of(f"{row['evidence']}: {short(row['detail'], _MOST_WHY)}"),
+        )
+    more = len(rows) - _MOST_FLOW
+    return [made, *([text_of(f"and {more} more, in report.json", "dim")] if more > 0 else []), ""]
 
 
 # --- verdict -------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import torch
 
 import backends
 from backends.base import Backend, Engine
+from backends.segments import build_engine, load_engine
 from compiler.artifact import (
     AFTER,
     Artifact,
@@ -162,7 +163,7 @@ def _load(path: Path, expect: str | None, threads: int | None, override: str | N
     threads = choice.threads if threads is None else threads
     try:
         if backend.name == choice.name:
-            engine = backend.load(artifact.folder, threads)
+            engine = load_engine(artifact.folder, backend, threads)
         else:
             engine = _rebuilt(artifact, backend, threads)
     except PenstockError:
@@ -197,8 +198,8 @@ def _rebuilt(artifact: Artifact, backend: Backend, threads: int | None) -> Engin
         folder = Path(scratch)
         copy_artifact(artifact.folder, folder, artifact.id)
         weights = load_weights(folder / backends.WEIGHTS_FILE)
-        backend.build(parse(artifact.read(AFTER).decode("utf-8", "replace"), weights), folder)
-        return backend.load(folder, threads)
+        build_engine(parse(artifact.read(AFTER).decode("utf-8", "replace"), weights), folder, backend)
+        return load_engine(folder, backend, threads)
 
 
 def _version(artifact: Artifact, backend: Backend) -> str:

@@ -17,16 +17,18 @@ import torch
 
 from backends import WEIGHTS_FILE, Backend, BuildOptions, backend
 from backends.rows import Prepared, prepared
+from backends.segments import has_regions, is_segmented, ready_for, refusals, simulated_segments
 from compiler.job import Job
 from compiler.select.compare import distance
-from compiler.select.race import Candidate, listing, with_built
+from compiler.select.lowering import build_unmeasured, listing
+from compiler.select.race import Candidate, with_built
 from compiler.select.reference import Loss, Reference
 from ir import Graph, interpret
 from ir import weights as weight_files
 from ir.errors import MissingError, PenstockError, UnsupportedError, VerificationError
 
-Builds = dict[tuple[str, str, int], tuple[Candidate, Path]]
-"""What was built already in this compile: targets of one capability share a build."""
+Builds = dict[tuple[str, str, int], tuple[Candidate, tuple[Path, ...]]]
+"""What was built already in this compile, with its files: targets of one capability share a build."""
 _TWINS = ("onnxruntime", "reference")
 
 
@@ -57,8 +59,9 @@ def build_ahead(job: Job, with_: Backend, folder: Path, done: Builds) -> tuple[l
             made.append(replace(entry, why=f"predicted {times[0]:.3g} ms, {winner.variant} {times[1]:.3g} ms"))
             continue
         try:
-            ready = prepared(job.graphs[variant], with_)
-            refused = [*ready.refused] or with_.unsupported(ready.graph, device)
+            ready = ready_for(job.graphs[variant], with_, device, whole=kit)
+            refused, left = refusals(ready.graph, with_, device)
+            refused = [*ready.refused] or (refused if kit else left)  # a kit is finished whole
             if refused:
                 raise UnsupportedError(listing(refused))
             entry = replace(entry, loss=_judge(job, variant))
@@ -113,8 +116,8 @@ def _build(
     device = job.target.device
     key = (with_.name, entry.variant, device.capability)
     if key in done and not kit:
-        twin, place = done[key]
-        for file in place.iterdir():
+        twin, files = done[key]
+        for file in files:
             shutil.copyfile(file, folder / file.name)
         shared = "shares the build of a target of equal capability"
         return replace(twin, predicted=entry.predicted, loss=entry.loss, remarks=(*twin.remarks, shared))
@@ -126,26 +129,28 @@ def _build(
             device, job.settings.build_timeout, job.settings.build_memory,
             lambda phase, fraction: job.phases.note("progress", f"{job.target.name} {phase} {fraction:.0%}"),
         )  # fmt: skip
-        built = with_.kit(graph, folder, options) if kit else with_.build(graph, folder, options)
+        built = with_.kit(graph, folder, options) if kit else build_unmeasured(graph, with_, folder, options)
         if built is None:
             raise MissingError(with_.why_not(device))
         made = with_built(entry, built, time.perf_counter() - start)
-        made = replace(made, flow=(*ready.flow, *made.flow), state="kit" if kit else "built")
-        made = replace(made, verified=_verified(job, graph, with_))
+        lowering = "" if not has_regions(graph) else "segments" if is_segmented(folder) else "native"
+        made = replace(made, flow=(*ready.flow, *made.flow), state="kit" if kit else "built", lowering=lowering)
+        made = replace(made, verified=_verified(job, graph, with_, lowering == "segments"))
     except BaseException:
         for file in folder.iterdir():
             file.unlink()
         raise
     if not kit:
-        done[key] = (made, folder)
+        done[key] = (made, tuple(folder.iterdir()))
     return made
 
 
-def _verified(job: Job, graph: Graph, with_: Backend) -> str:
+def _verified(job: Job, graph: Graph, with_: Backend, cut: bool) -> str:
     """How the numbers were checked; a simulation that disagrees with the graph is an error of the emission."""
     assert job.reference is not None
     told = "twin on the CPU"
-    simulated = with_.simulated(graph, job.target.device)
+    simulate = simulated_segments if cut else lambda graph, backend, device: backend.simulated(graph, device)
+    simulated = simulate(graph, with_, job.target.device)
     if simulated is None:
         return told
     want, got = _outputs(graph, job.reference.example), simulated(job.reference.example)

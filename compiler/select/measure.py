@@ -43,6 +43,13 @@ def interleave(
         least: rounds at least.
         most: rounds at most.
     """
+    return {name: _summary(times) for name, times in rounds(calls, seconds, least, most).items()}
+
+
+def rounds(
+    calls: Mapping[str, Callable[[], object]], seconds: float = 2.0, least: int = 5, most: int = 200
+) -> dict[str, list[float]]:
+    """As ``interleave``, every time of every round: what is taken in one round can be compared pair by pair."""
     for call in calls.values():  # first calls build caches, pages and thread pools
         call()
         call()
@@ -57,7 +64,7 @@ def interleave(
             start = time.perf_counter()
             call()
             taken[name].append(time.perf_counter() - start)
-    return {name: _summary(times) for name, times in taken.items()}
+    return taken
 
 
 def _summary(times: list[float]) -> Timing:

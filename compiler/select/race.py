@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,15 +12,16 @@ from functools import partial
 from pathlib import Path
 
 from backends import BACKENDS, backend
-from backends.base import CPU, DEFAULT, WEIGHTS_FILE, Backend, BuildOptions, Built, Engine, FlowProof, Unsupported
-from backends.rows import prepared
+from backends.base import CPU, DEFAULT, Backend, BuildOptions, Built, Engine, FlowProof
+from backends.segments import ready_for, unsupported_segments
 from compiler.events import Phases
 from compiler.job import Job
+from compiler.select.lowering import listing, lower
 from compiler.select.measure import Timing, interleave, torch_threads
 from compiler.select.reference import Loss, Reference
+from compiler.select.skipping import Limits
 from ir import Graph
-from ir import weights as weight_files
-from ir.errors import MissingError, PenstockError, ResourceError, UnsupportedError, VerificationError
+from ir.errors import LimitError, MissingError, PenstockError, ResourceError, UnsupportedError, VerificationError
 
 _TOGETHER = 2 << 30
 
@@ -43,6 +43,7 @@ class Candidate:
         requires: what the machine that loads it must have.
         flow: what is known about each branch and loop.
         verified: how its numbers were checked.
+        lowering: of branches and loops: ``native`` or ``segments``; empty where there are none.
         state: ``built``, or ``kit``: to be finished on the machine that has the device.
         why: why it was not taken; empty for the one that was.
     """
@@ -62,6 +63,7 @@ class Candidate:
     verified: str = ""
     state: str = "built"
     why: str = ""
+    lowering: str = ""
 
     @property
     def name(self) -> str:
@@ -88,7 +90,8 @@ def chosen_backends(name: str) -> list[Backend]:
         if found.version() is None:
             raise MissingError(f"engine {name!r} is not installed", hint=found.install)
         return [found]
-    usable = [b for b in BACKENDS if b.name != "reference" and b.version() is not None and not b.why_not(CPU)]
+    usable = [b for b in BACKENDS if b.name != "reference" and not b.patient]
+    usable = [b for b in usable if b.version() is not None and not b.why_not(CPU)]
     if not usable:
         raise MissingError("no engine is installed", hint=" or ".join(b.install for b in BACKENDS if b.install))
     return usable
@@ -123,9 +126,9 @@ class Race:
         self._folders[made.name] = folder
         try:
             made = self._try(made, graph, with_, folder)
-        except ResourceError:
-            raise
         except PenstockError as error:
+            if isinstance(error, ResourceError) and not isinstance(error, LimitError):
+                raise  # the disk is full: no other candidate will find room
             self._missing.append(error)
             made = replace(made, why=error.what)
         if made.why:
@@ -134,18 +137,24 @@ class Race:
         self._phases.note("engines", f"{made.name}: {made.why.splitlines()[0] if made.why else _built(made)}")
 
     def _try(self, made: Candidate, graph: Graph, with_: Backend, folder: Path) -> Candidate:
-        ready = prepared(graph, with_)
+        ready = ready_for(graph, with_)
+        if ready.refused and unsupported_segments(graph, with_):  # else the host does what the engine cannot
+            raise UnsupportedError(listing(ready.refused))
         graph = ready.graph
-        refused = [*ready.refused] or with_.unsupported(graph)
-        if refused:
-            raise UnsupportedError(listing(refused))
-        start = time.perf_counter()
-        folder.mkdir(parents=True)
-        weight_files.save(graph.weights, folder / WEIGHTS_FILE)
-        built = with_.build(graph, folder, self._options)
-        engine = with_.load(folder, self._threads)
-        made = replace(with_built(made, built, time.perf_counter() - start), verified="run on this machine")
-        made = replace(made, facts={**made.facts, **_facts(engine, ready.flow)}, flow=(*ready.flow, *built.flow))
+        limits = Limits(min(1.0, self._seconds), threads=self._threads)
+        with torch_threads(self._threads):
+            lowered = lower(graph, with_, folder, self._reference.example, limits, self._options)
+        engine = lowered.engine
+        made = replace(with_built(made, lowered.built, lowered.seconds), verified="run on this machine")
+        made = replace(
+            made,
+            facts={**made.facts, **_facts(engine, (*ready.flow, *lowered.flow))},
+            lowering=lowered.lowering,
+            flow=(*ready.flow, *lowered.flow),
+            remarks=lowered.remarks,
+        )
+        for remark in lowered.remarks:
+            self._phases.note("engines", f"{made.name}: {remark}")
         with torch_threads(self._threads):
             made = replace(made, loss=self._reference.judge(engine))
             assert made.loss is not None
@@ -196,7 +205,7 @@ class Race:
 
 def _facts(engine: Engine, flow: Sequence[FlowProof]) -> dict[str, int | str]:
     """What the engine says of itself, and how many ``rows`` became what."""
-    return dict(engine.facts()) | Counter(f"rows_{proof.lowering}" for proof in flow)
+    return dict(engine.facts()) | Counter(f"rows_{p.lowering}" for p in flow if p.node.startswith("rows"))
 
 
 def with_built(made: Candidate, built: Built, seconds: float) -> Candidate:
@@ -244,19 +253,6 @@ def run_race(job: Job, backends: Sequence[Backend], folder: Path) -> tuple[list[
             f"{winner.name}: {winner.speedup:.2f}x eager at loss {winner.loss.loss:.2g}" if winner.loss else winner.name
         )
     return race.candidates, winner
-
-
-def listing(refused: Sequence[Unsupported], most: int = 20) -> str:
-    """What an engine refuses, equal reasons told once."""
-    places: dict[tuple[str, str], list[str]] = {}
-    for one in refused:
-        places.setdefault((one.op, one.reason), []).append(one.origin)
-    lines = [
-        f"{op}{f' ({len(at)} times, first at {at[0]})' if len(at) > 1 else f' at {at[0]}' if at[0] else ''}: {reason}"
-        for (op, reason), at in places.items()
-    ]
-    more = f"\n  - and {len(lines) - most} more kinds" if len(lines) > most else ""
-    return f"{len(refused)} operation(s) it cannot carry:" + "\n  - ".join(["", *lines[:most]]) + more
 
 
 def _built(made: Candidate) -> str:

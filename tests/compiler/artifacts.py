@@ -14,7 +14,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from backends.base import WEIGHTS_FILE, Backend, Engine, Unsupported
+from backends.base import CPU, DEFAULT, WEIGHTS_FILE, Backend, BuildOptions, Built, Device, Engine, Unsupported
 from compiler.artifact import AFTER, BEFORE, MANIFEST, SEAL, STATES, EngineChoice, Manifest, ports, seal, staging
 from compiler.cache.key import Components
 from ir import Graph, interpret, parse, show
@@ -102,13 +102,14 @@ class FakeBackend(Backend):
     def version(self) -> str | None:
         return self._version
 
-    def unsupported(self, graph: Graph) -> list[Unsupported]:
+    def unsupported(self, graph: Graph, device: Device = CPU) -> list[Unsupported]:
         return []
 
-    def build(self, graph: Graph, folder: Path) -> None:
+    def build(self, graph: Graph, folder: Path, options: BuildOptions = DEFAULT) -> Built:
         (folder / "engine.onnx").write_bytes(b"payload")
+        return Built()
 
-    def load(self, folder: Path, threads: int | None = None) -> Engine:
+    def load(self, folder: Path, threads: int | None = None, stem: str = "engine") -> Engine:
         self.threads = threads
         return FakeEngine(folder)
 

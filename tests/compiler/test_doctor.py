@@ -103,6 +103,15 @@ def test_a_module_without_metadata_is_absent(installed: dict[str, str | None], m
     assert by_name(diagnose())["engine openvino"].state == "missing"
 
 
+def test_torch_compiles_where_a_compiler_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert by_name(diagnose())["engine inductor"].state == "ok"  # CI has one
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    found = by_name(diagnose())["engine inductor"]
+    assert (found.state, found.fix) == ("warn", "apt install g++")
+    assert "no C++ compiler" in found.detail
+
+
 def test_conclusion_says_what_can_be_done(installed: dict[str, str | None]) -> None:
     installed["onnx"] = None
     assert conclusion(diagnose()).startswith("Models can be planned")

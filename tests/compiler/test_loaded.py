@@ -148,7 +148,7 @@ def test_files_changed_while_the_engine_loads(
 ) -> None:
     loads = []
 
-    def replaced_once(folder: Path, threads: int | None = None) -> Engine:
+    def replaced_once(folder: Path, threads: int | None = None, stem: str = "engine") -> Engine:
         loads.append(folder)
         engine = FakeEngine(folder)
         if len(loads) == 1:
@@ -159,7 +159,7 @@ def test_files_changed_while_the_engine_loads(
     assert load(path).manifest.name == "newer"
     assert len(loads) == 2
 
-    def always_changed(folder: Path, threads: int | None = None) -> Engine:
+    def always_changed(folder: Path, threads: int | None = None, stem: str = "engine") -> Engine:
         (folder / "engine.onnx").write_bytes((folder / "engine.onnx").read_bytes())
         return FakeEngine(folder)
 

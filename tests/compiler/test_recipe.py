@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from compiler.pipeline.recipe import AUTO, PRESETS, recipe
+from compiler.cost.targets import target
+from compiler.pipeline.recipe import AUTO, PRESETS, gpu_auto, recipe
 from compiler.settings import Settings, read_settings
 from ir.errors import UsageError
 
@@ -43,6 +44,21 @@ def test_presets() -> None:
     for name in PRESETS:
         assert recipe(name).passes == {name: PRESETS[name]}
         assert recipe(name).pipelines()[name].passes
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("t4", []),
+        ("a100_80", ["bf16", "int8-weights", "int4"]),
+        ("l4", ["bf16", "int8-weights", "int4", "fp8"]),
+        ("rtx5090", ["bf16", "int8-weights", "int4", "fp8", "nvfp4"]),
+    ],
+)
+def test_what_auto_tries_for_a_gpu(name: str, more: list[str]) -> None:
+    found = gpu_auto(target(name).peak)
+    assert set(found) == {"fp16", "int8-symmetric", *more}
+    assert set(found) <= set(PRESETS)
 
 
 def test_a_file(file: Write) -> None:

@@ -72,9 +72,9 @@ def attention(
             def block(first: Any, size: int) -> None:
                 _scores(qs, packed, scores, q, (b, h, first), (size, width, depth, lanes), panels)
                 limit = tirx.min(first + size, length) if causal else length
-                for i in range(size):
+                with serial(size) as i:
                     place = panels * width * i
-                    held = tirx.min(first + (i + 1), length) if causal else length
+                    held = tirx.min(first + i + 1, length) if causal else length
                     bias = None if mask is None else _bias(table[mask], mask, b, h, first + i)
                     _softmax(s, scores, place, held, limit, scale, bias, lanes)
                 _values(scores, vs, out, v, side, (b, h, g, first), (size, width, wide, lanes), limit, panels)

@@ -11,14 +11,13 @@ import torch
 from backends.tvm import attention as neutral_attention
 from backends.tvm import norms, products, reductions
 from backends.tvm.cpu import attention as own_attention
-from backends.tvm.cpu import gemm, rows
+from backends.tvm.cpu import gemm, int8_forms, rows
 from backends.tvm.cpu.functions import FastFunctions
-from backends.tvm.cpu.gemm import Epilogue
+from backends.tvm.cpu.fusion import epilogue_of
 from backends.tvm.cpu.target import Cpu
 from backends.tvm.dtypes import axis_of, number
 from backends.tvm.pointwise import result_type
 from backends.tvm.scope import Forms, Scope, Tensor
-from backends.tvm.scalars import Functions
 from ir import Arg, Node, Value
 
 _F32 = torch.float32
@@ -34,6 +33,8 @@ def forms_of(cpu: Cpu) -> Forms:
         "aten.rms_norm.default": _with(cpu, rms_norm),
         **{f"aten.{n}": _with(cpu, softmax) for n in ("softmax.int", "_softmax.default")},
         "aten.scaled_dot_product_attention.default": _with(cpu, attention),
+        "penstock.int8_linear_static.default": _with(cpu, int8_forms.linear_static),
+        "penstock.int8_linear_dynamic.default": _with(cpu, int8_forms.linear_dynamic),
     }
     return Forms(emitters, FastFunctions())
 
@@ -79,51 +80,6 @@ def matmul(s: Scope, cpu: Cpu, node: Node, a: Value, b: Value) -> Tensor:
     """``aten.matmul`` and ``aten.mm``."""
     made = _product(s, cpu, node, a, b, None, transposed=False)
     return made if made is not None else products.matmul(s, node, a, b)
-
-
-def epilogue_of(s: Scope, node: Node) -> tuple[Epilogue, list[Node]]:
-    """What follows a product and is computed with it: an activation, or the addition of a residual."""
-    users = list(node.result.uses)
-    if len(users) != 1 or users[0].block is not node.block:
-        return Epilogue(), []
-    user, dtype = users[0], node.result.tensor.dtype
-    if len(user.results) != 1 or user.result.type != node.result.type or dtype != _F32:
-        return Epilogue(), []
-    if (activation := _activation(s.math, user)) is not None:
-        return Epilogue(activation), [user]
-    if user.op.name == "aten.add.Tensor" and user.arg(2, "alpha", 1) == 1:
-        other = user.args[1] if user.args[0] is node.result else user.args[0]
-        if isinstance(other, Value) and other is not node.result and isinstance(s.values.get(other), Tensor):
-            tensor = s[other]
-            if tensor.shape == node.result.tensor.shape and tensor.dtype == _F32:
-                return Epilogue(residual=tensor), [user]
-    return Epilogue(), []
-
-
-def _activation(m: Functions, user: Node) -> Callable[[Any], Any] | None:
-    """An activation over vectors."""
-    from tvm import tirx
-
-    from backends.tvm.cpu.functions import like
-
-    name = user.op.name
-    if name == "aten.gelu.default":
-        by_tanh = user.arg(1, "approximate", "none") == "tanh"
-
-        def gelu(x: Any) -> Any:
-            if by_tanh:
-                inner = like(math.sqrt(2 / math.pi), x) * (x + like(0.044715, x) * x * x * x)
-                return like(0.5, x) * x * (like(1, x) + m.tanh(inner))
-            return like(0.5, x) * x * (like(1, x) + m.erf(x * like(math.sqrt(0.5), x)))
-
-        return gelu
-    if name == "aten.relu.default":
-        return lambda x: tirx.Select(x < like(0, x), like(0, x), x)
-    if name == "aten.silu.default":
-        return lambda x: x / (like(1, x) + m.exp(like(0, x) - x))
-    if name == "aten.tanh.default":
-        return m.tanh
-    return None
 
 
 def layer_norm(

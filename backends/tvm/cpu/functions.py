@@ -6,7 +6,7 @@ The forms are Cephes' (exp) and Eigen's (tanh, erf): within a few units in the l
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from backends.tvm.scalars import Functions
@@ -37,31 +37,47 @@ class FastFunctions(Functions):
 
         if not _single(x):
             return super().exp(x)
-        held = _clamped(x, _LEAST, _MOST)
-        n = tirx.nearbyint(held * like(_LOG2E, x))
-        r = held - n * like(_LN2_HIGH, x) - n * like(_LN2_LOW, x)
-        p = horner(_EXP, r, x) * r * r + r + like(1, x)
-        bits = _cast("int32", n) + _whole(126, x)
-        power = _reinterpret("float32", bits << _whole(23, x))
-        value = p * power * like(2, x)
-        value = tirx.Select(x < like(_LEAST, x), like(0, x), value)
-        return tirx.Select(x > like(_MOST, x), like(math.inf, x), value)
+
+        def of_parts(held: Any, n: Any, r: Any) -> Any:
+            p = horner(_EXP, r, x) * r * r + r + like(1, x)
+            bits = _cast("int32", n) + _whole(126, x)
+            value = p * _reinterpret("float32", bits << _whole(23, x)) * like(2, x)
+            value = tirx.Select(held < like(_LEAST, x), like(0, x), value)
+            return tirx.Select(held > like(_MOST, x), like(math.inf, x), value)
+
+        def of_clamped(given: Any, held: Any) -> Any:
+            return bound(
+                tirx.nearbyint(held * like(_LOG2E, x)),
+                lambda n: bound(
+                    held - n * like(_LN2_HIGH, x) - n * like(_LN2_LOW, x), lambda r: of_parts(given, n, r)
+                ),
+            )
+
+        return bound(x, lambda v: bound(_clamped(v, _LEAST, _MOST), lambda held: of_clamped(v, held)))
 
     def tanh(self, x: Any) -> Any:
         """A ratio of polynomials."""
         if not _single(x):
             return super().tanh(x)
-        held = _clamped(x, -7.90531110763549805, 7.90531110763549805)
-        square = held * held
-        return held * horner(_TANH_TOP, square, x) / horner(_TANH_BOTTOM, square, x)
+        return bound(x, lambda v: bound(_clamped(v, -7.90531110763549805, 7.90531110763549805), lambda held: _ratio(_TANH_TOP, _TANH_BOTTOM, held)))
 
     def erf(self, x: Any) -> Any:
         """A ratio of polynomials."""
         if not _single(x):
             return super().erf(x)
-        held = _clamped(x, -4.0, 4.0)
-        square = held * held
-        return held * horner(_ERF_TOP, square, x) / horner(_ERF_BOTTOM, square, x)
+        return bound(x, lambda v: bound(_clamped(v, -4.0, 4.0), lambda held: _ratio(_ERF_TOP, _ERF_BOTTOM, held)))
+
+
+def bound(value: Any, body: Callable[[Any], Any]) -> Any:
+    """Name a value once: without that, expressions are written out as often as they are read."""
+    from tvm import tirx
+
+    name = tirx.Var("v", value.ty.dtype)
+    return tirx.Let(name, value, body(name))
+
+
+def _ratio(top: Sequence[float], bottom: Sequence[float], held: Any) -> Any:
+    return bound(held * held, lambda square: held * horner(top, square, held) / horner(bottom, square, held))
 
 
 def horner(factors: Sequence[float], x: Any, kind: Any) -> Any:
