@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import MappingProxyType
 
 from backends.base import CPU, DEFAULT, Backend, BuildOptions, Built, Device, Engine, FlowProof, Unsupported
 from backends.child import run_child
 from backends.tensorrt.library import DATACENTER, INSTALL, RTX, package, version
 from ir import Graph, show
 from ir.errors import MissingError, UnsupportedError
-
 
 STEADY = {"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
 """The builder orders some things by their addresses in memory: equal builds need equal addresses, see ``child``."""
@@ -20,6 +20,7 @@ class TensorRT(Backend):
 
     name = "tensorrt"
     install = INSTALL
+    deviations = MappingProxyType({"nan": "statistics of infinities may give an infinity where torch gives NaN"})
     rows = "bucketed"
 
     def version(self) -> str | None:

@@ -23,6 +23,8 @@ from tests.conformance.operators import COLUMNS, Cell, cells
 
 GPU = Device("l4", "cuda", 89, 24e9, frozenset({"fp32", "tf32", "fp16", "bf16", "fp8", "int8"}))
 LOWERINGS = ("native", "segments")
+COMPILED = ("inductor", "tvm")
+"""Engines that compile code for half a minute a graph: judged at float32, branches and loops as they lower them."""
 Tensors = Mapping[str, torch.Tensor]
 Job = tuple[Sequence[str], str, str]
 """Engines, section of the matrix, and its column or row."""
@@ -35,16 +37,21 @@ def names(part: str) -> tuple[str, ...]:
     return tuple(regions.regions()) if part == "regions" else models.MODELS if part == "models" else COLUMNS
 
 
+def judged(engine: str, part: str, name: str) -> bool:
+    """Whether an engine takes part in a part."""
+    return engine not in COMPILED or name == "f32" or part == "regions" or (part == "models" and " " not in name)
+
+
 def judge(job: Job, chosen: Sequence[Cell] | None = None) -> Found:
     """One part of the matrix; of an operator family the chosen cells, or all that torch can compute."""
     torch.set_num_threads(1)
     logging.disable(logging.CRITICAL)  # torch tells of every kernel that it does not have
     engines, part, name = job
     found: Found = []
-    for engine in engines:
+    for engine in (e for e in engines if judged(e, part, name)):
         if part == "regions":
             for lowering in LOWERINGS:
-                if lowering == "native" or not simulates(backend(engine)):
+                if lowering == "native" or not (engine in COMPILED or simulates(backend(engine))):
                     found.append((part, name, engine, lowering, str(judge_region(engine, name, lowering))))
         elif part == "models":
             model, _, recipe = name.partition(" ")
@@ -55,9 +62,10 @@ def judge(job: Job, chosen: Sequence[Cell] | None = None) -> Found:
     return found
 
 
-def judge_cells(engine: str, chosen: Sequence[Cell], together: int = 32) -> dict[Cell, Verdict]:
+def judge_cells(engine: str, chosen: Sequence[Cell]) -> dict[Cell, Verdict]:
     """A verdict per cell."""
     found: dict[Cell, Verdict] = {}
+    together = 64 if engine in COMPILED else 32
     for start in range(0, len(chosen), together):
         found |= _judge(backend(engine), chosen[start : start + together])
     return found
