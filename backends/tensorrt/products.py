@@ -15,17 +15,12 @@ from backends.tensorrt.layers import (
     constant,
     ew,
     heavy,
-    ints,
-    join,
     matmul,
-    permute,
-    pick,
     rank,
     reduce,
+    refuse_turing,
     reshape,
-    reshape_to,
     scalar,
-    shape,
     squeeze,
     unary,
     unsqueeze,
@@ -72,6 +67,7 @@ def einsum(s: NetworkScope, names: Names, attributes: Attributes) -> Any:
         result = "".join(spare) + "".join(sorted(c for c in set(letters) if letters.count(c) == 1 and c not in spare))
     if any(len(set(term)) < len(term) for term in spelled):
         raise Refused("an einsum that takes a diagonal")
+    refuse_turing(s, tensors[0])
     equation = ",".join(spelled) + "->" + result
     return heavy(s, s.network.definition.add_einsum(tensors, equation), "einsum")
 

@@ -123,7 +123,7 @@ class Simulation(Engine):
                 if self.kind_of(reader) == "CONDITION":
                     open_ += self._outputs_of_conditional(reader.conditional.name)
                 if self.kind_of(reader) == "TRIP_LIMIT":
-                    open_ += [l.get_output(0).name for l in self._layers if self._is_output(l, reader.loop.name)]
+                    open_ += [o.get_output(0).name for o in self._layers if self._is_output(o, reader.loop.name)]
                 open_ += [reader.get_output(i).name for i in range(reader.num_outputs)]
                 if self.kind_of(reader) == "ATTENTION_INPUT":
                     open_.append(reader.attention.get_output(0).name)

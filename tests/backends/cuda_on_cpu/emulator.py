@@ -1,4 +1,4 @@
-"""Run a CUDA library of TVM on the CPU: its own kernels, from the CUDA source that became the cubin, on an emulated GPU.
+"""Run a CUDA library of TVM on the CPU: its kernels, from the very source that became the cubin, on an emulated GPU.
 
 Host code, virtual machine, launches, shared memory, barriers and fragments are as on a device; instructions are not.
 Needs g++. For a process of its own: the emulated driver takes the place of the real one.
