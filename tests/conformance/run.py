@@ -19,7 +19,7 @@ from ir.weights import save
 from tests.backends.cases import SIZES, Built
 from tests.conformance import models, regions
 from tests.conformance.judge import EXACT, Verdict, compare, worst
-from tests.conformance.operators import COLUMNS, Cell, cells
+from tests.conformance.operators import COLUMNS, TOLERANCE, Cell, cells
 
 GPU = Device("l4", "cuda", 89, 24e9, frozenset({"fp32", "tf32", "fp16", "bf16", "fp8", "int8"}))
 LOWERINGS = ("native", "segments")
@@ -80,7 +80,7 @@ def _judge(chosen: Backend, cells: Sequence[Cell]) -> dict[Cell, Verdict]:
         found = {cells[i]: Verdict("refused", reason) for i, reason in refused.items()}
         return found | _judge(chosen, [c for c in cells if c not in found])
     try:
-        verdicts = _run(chosen, built, len(cells))
+        verdicts = _run(chosen, built, len(cells), TOLERANCE.get(cells[0].family))
     except PenstockError as error:
         if len(cells) > 1:
             half = len(cells) // 2
@@ -101,7 +101,7 @@ def _refusals(faults: Sequence[Unsupported], built: Built, count: int) -> dict[i
     return found
 
 
-def _run(chosen: Backend, built: Built, count: int) -> list[Verdict]:
+def _run(chosen: Backend, built: Built, count: int, tolerance: float | None) -> list[Verdict]:
     verdicts = [EXACT] * count
     with tempfile.TemporaryDirectory() as folder:
         engine = loaded(chosen, built.graph, Path(folder))
@@ -112,7 +112,7 @@ def _run(chosen: Backend, built: Built, count: int) -> list[Verdict]:
             has_nan = any(bool(t.isnan().any()) for t in inputs.values())
             for name, tensor in want.items():
                 at = built.owners[name]
-                verdict = compare(tensor, got[name], chosen.deviations, flushed.get(name), has_nan)
+                verdict = compare(tensor, got[name], chosen.deviations, flushed.get(name), has_nan, tolerance)
                 verdicts[at] = worst(verdicts[at], verdict)
     return verdicts
 
