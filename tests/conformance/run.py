@@ -18,7 +18,7 @@ from ir.errors import UnsupportedError
 from ir.weights import save
 from tests.backends.cases import SIZES, Built
 from tests.conformance import models, regions
-from tests.conformance.judge import EXACT, Verdict, compare, worst
+from tests.conformance.judge import EXACT, Verdict, compare, refusal, worst
 from tests.conformance.operators import COLUMNS, TOLERANCE, Cell, cells
 
 GPU = Device("l4", "cuda", 89, 24e9, frozenset({"fp32", "tf32", "fp16", "bf16", "fp8", "int8"}))
@@ -77,7 +77,7 @@ def _judge(chosen: Backend, cells: Sequence[Cell]) -> dict[Cell, Verdict]:
     built = Built([c.call for c in cells])
     refused = _refusals(_faults(chosen, built.graph), built, len(cells))
     if refused:
-        found = {cells[i]: Verdict("refused", reason) for i, reason in refused.items()}
+        found = {cells[i]: refusal(reason) for i, reason in refused.items()}
         return found | _judge(chosen, [c for c in cells if c not in found])
     try:
         verdicts = _run(chosen, built, len(cells), TOLERANCE.get(cells[0].family))
@@ -85,8 +85,7 @@ def _judge(chosen: Backend, cells: Sequence[Cell]) -> dict[Cell, Verdict]:
         if len(cells) > 1:
             half = len(cells) // 2
             return _judge(chosen, cells[:half]) | _judge(chosen, cells[half:])
-        kind = "refused" if isinstance(error, UnsupportedError) else "crash"
-        return {cells[0]: Verdict(kind, error.what)}
+        return {cells[0]: _failed(error)}
     return dict(zip(cells, verdicts, strict=True))
 
 
@@ -164,7 +163,7 @@ def judge_model(engine: str, name: str) -> Verdict:
     try:
         graph, runs, tolerance = models.case(name)
     except UnsupportedError as error:
-        return Verdict("refused", f"capture: {error.what.splitlines()[0]}")
+        return refusal(f"capture: {error.what.splitlines()[0]}")
     return _judge_graph(backend(engine), graph, runs, tolerance)
 
 
@@ -180,7 +179,7 @@ def _judge_graph(
     graph = ready.graph
     faults = ready.refused or (unsupported_segments(graph, chosen) if segments else _faults(chosen, graph))
     if faults:
-        return Verdict("refused", "; ".join(sorted({f"{f.op}: {f.reason}" for f in faults})))
+        return refusal("; ".join(sorted({f"{f.op}: {f.reason}" for f in faults})))
     try:
         with tempfile.TemporaryDirectory() as folder:
             run, verdict = (_segmented if segments else loaded)(chosen, graph, Path(folder)), EXACT
@@ -189,5 +188,9 @@ def _judge_graph(
                 for name, tensor in want.items():
                     verdict = worst(verdict, compare(tensor, got[name], chosen.deviations, tolerance=tolerance))
     except PenstockError as error:
-        return Verdict("refused" if isinstance(error, UnsupportedError) else "crash", error.what)
+        return _failed(error)
     return verdict
+
+
+def _failed(error: PenstockError) -> Verdict:
+    return refusal(error.what) if isinstance(error, UnsupportedError) else Verdict("crash", error.what)
