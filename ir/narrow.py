@@ -47,13 +47,13 @@ def to_e2m1(x: Tensor) -> Tensor:
 
 def e2m1_codes(values: Tensor) -> Tensor:
     """Codes, int64, of numbers that are values of e2m1; both zeros become code 0."""
-    magnitudes = torch.tensor(E2M1[:8])
+    magnitudes = torch.tensor(E2M1[:8], device=values.device)
     return torch.bucketize(values.abs().contiguous(), magnitudes) + 8 * (values < 0)
 
 
 def e2m1_values(packed: Tensor) -> Tensor:
     """u8 ``[..., K/2]`` -> float32 ``[..., K]``."""
-    return torch.tensor(E2M1)[unpack_halves(packed)]
+    return torch.tensor(E2M1, device=packed.device)[unpack_halves(packed)]
 
 
 def dequantize_int4(packed: Tensor, scale: Tensor, block: int) -> Tensor:

@@ -66,6 +66,20 @@ def test_auto_is_dynamic_without_samples_and_static_with_them() -> None:
     assert told(refused) == ("- static activations need samples",) * 2
 
 
+def test_symmetric_puts_zero_in_the_middle_and_needs_samples() -> None:
+    graph, samples = read(TWO, weights()), [{"x": torch.randn(40, 64)}]
+    want = interpret(graph, samples[0])["y"]
+    said = Quantize(symmetric=True).run(graph, samples)
+    verify(graph)
+    assert all(line.startswith("+") for line in told(said))
+    assert {n.args[5] for n in graph if n.op.name == "penstock.int8_linear_static.default"} == {128}
+    assert torch.nn.functional.cosine_similarity(interpret(graph, samples[0])["y"], want).min() > 0.999
+    refused = Quantize(symmetric=True).run(read(TWO, weights()))
+    assert told(refused) == ("- symmetric activations need samples",) * 2
+    with pytest.raises(ValueError, match="asymmetric"):
+        Quantize(symmetric=True, activations="dynamic")
+
+
 def test_skip_keep_and_bounds() -> None:
     samples = [{"x": torch.randn(40, 64)}]
     assert told(Quantize(skip=("up*",)).run(read(TWO, weights()), samples))[0] == "- its path is in skip"
