@@ -10,7 +10,6 @@ from backends.tensorrt.library import DATACENTER, INSTALL, RTX, package, version
 from ir import Graph, show
 from ir.errors import MissingError, UnsupportedError
 
-
 STEADY = {"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
 """The builder orders some things by their addresses in memory: equal builds need equal addresses, see ``child``."""
 

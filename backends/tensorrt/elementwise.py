@@ -140,9 +140,6 @@ def identity(s: NetworkScope, names: Names, attributes: Attributes) -> Any:
     return names[0]
 
 
-
-
-
 def power(s: NetworkScope, names: Names, attributes: Attributes) -> Any:
     """``Pow``; whole numbers only to small constant exponents, which are products."""
     x = s.read(names[0])
@@ -152,7 +149,6 @@ def power(s: NetworkScope, names: Names, attributes: Attributes) -> Any:
     if exponent is None or exponent.numel() != 1 or not 1 <= int(exponent) <= 16:
         raise Refused("a power of whole numbers; cast to float32 before")
     return fold(lambda a, _: ew(s, "PROD", a, x), range(int(exponent) - 1), x)
-
 
 
 def prelu_like(s: NetworkScope, names: Names, attributes: Attributes) -> Any:

@@ -69,9 +69,7 @@ def emit_all(graph: Graph, device: Device, package: str | None = None) -> tuple[
         flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     definition = builder.create_network(flags)
     definition.name = graph.name or "model"  # the default counts networks, and the bytes with it
-    network = Network(
-        graph, "tensorrt", {}, "", trt=trt, definition=definition, log=log, kinds=KINDS
-    )
+    network = Network(graph, "tensorrt", {}, "", device=device, trt=trt, definition=definition, log=log, kinds=KINDS)
     writer = _NetworkWriter(network, device)
     emitted = writer.emitted()
     return emitted, [fault for fault in writer.faults if not fault.reason.startswith(NOTHING)]
@@ -138,9 +136,9 @@ class _NetworkWriter(Writer):
             final = self._network.fresh(RENAMED + final)
         self._network.taken.add(final)
         tensor = scope.read(name)
-        if isinstance(value, Value) and isinstance(value.type, TensorType):
-            if why := type_fault(value.type.dtype, self._device, self._network.trt):
-                raise Refused(why)
+        held = value.type if isinstance(value, Value) else None
+        if isinstance(held, TensorType) and (why := type_fault(held.dtype, self._device, self._network.trt)):
+            raise Refused(why)
         if tensor.dtype != self._network.trt.DataType.UINT8 or tensor.is_network_input or tensor.is_network_output:
             # a layer of its own: one tensor may be several outputs, an input, or a constant
             tensor = scope.layer(self._network.definition.add_identity(tensor))
@@ -153,6 +151,7 @@ def profile_of(graph: Graph, unbounded: int) -> tuple[Profile, dict[str, tuple[i
     """Smallest, likeliest and largest shape of each input; and the same of each dim.
 
     Args:
+        graph: its dims and inputs are read.
         unbounded: largest size of a dim that has no bound of its own.
     """
     from ir.dims import evaluate
@@ -176,8 +175,6 @@ def profile_of(graph: Graph, unbounded: int) -> tuple[Profile, dict[str, tuple[i
 def dims_text(dims: Mapping[str, Sequence[int]]) -> str:
     """``n 1..64, m 1..4096``."""
     return ", ".join(f"{name} {low}..{high}" for name, (low, _, high) in dims.items())
-
-
 
 
 def flows_of(network: Network) -> tuple[list[Flow], int]:

@@ -1,4 +1,4 @@
-"""What a target cannot do, known before anything is built. Observed with tensorrt-rtx 1.7.1 where not stated otherwise."""
+"""What a target cannot do, known before anything is built; observed with tensorrt-rtx 1.7.1."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ _FROM: Mapping[torch.dtype, tuple[int, str]] = {
     torch.bfloat16: (80, "bfloat16 from compute capability 8.0; use float16"),
     torch.float8_e4m3fn: (89, "fp8 from compute capability 8.9; use int8"),
 }
-_PRODUCTS = ("linear", "matmul", "mm", "bmm", "mv", "dot", "addmm", "baddbmm", "addmv", "einsum", "conv", "bilinear",
-             "scaled_dot_product_attention", "int8_linear", "fp8_linear", "nvfp4_linear", "vdot", "outer_product")  # fmt: skip
 _NARROW_ONLY: Mapping[str, tuple[int, str]] = {
     "penstock.dequantize_int4.default": (80, "int4 from compute capability 8.0; use int8"),
     "penstock.fp8_linear.default": (89, "fp8 from compute capability 8.9; use int8"),
@@ -51,8 +49,6 @@ def node_fault(node: Node, device: Device, trt: Any) -> str:
             return why
     if any(_stranded(v) for v in (*node.operands, *node.results)):
         return "TensorRT has uint8 at the inputs and outputs of a model only; use int32 within"
-    if device.capability == 75 and _is_product(node) and node.results[0].tensor.dtype == torch.float32:
-        return f"{device.name} has no float32 products in TensorRT; build in float16"
     return ""
 
 
@@ -63,11 +59,6 @@ def _stranded(value: Value) -> bool:
     if value.producer is None:
         return not all(user.op.name in CONVERSIONS or user.op.name in _NARROW_ONLY for user in value.uses)
     return value.producer.op.name not in CONVERSIONS or any(user.op is not RETURN for user in value.uses)
-
-
-def _is_product(node: Node) -> bool:
-    word = node.op.name.split(".")[1] if node.op.name.count(".") == 2 else ""
-    return any(word == name or (name == "conv" and word.startswith("conv")) for name in _PRODUCTS)
 
 
 def why_not(device: Device, rtx: bool) -> str:

@@ -123,7 +123,7 @@ class Simulation(Engine):
                 if self.kind_of(reader) == "CONDITION":
                     open_ += self._outputs_of_conditional(reader.conditional.name)
                 if self.kind_of(reader) == "TRIP_LIMIT":
-                    open_ += [l.get_output(0).name for l in self._layers if self._is_output(l, reader.loop.name)]
+                    open_ += [o.get_output(0).name for o in self._layers if self._is_output(o, reader.loop.name)]
                 open_ += [reader.get_output(i).name for i in range(reader.num_outputs)]
                 if self.kind_of(reader) == "ATTENTION_INPUT":
                     open_.append(reader.attention.get_output(0).name)
@@ -145,7 +145,11 @@ class _Frame:
     """Values of one turn of a loop, or of the whole network."""
 
     def __init__(
-        self, run: Simulation, values: Mapping[str, Tensor], outer: _Frame | None = None, turning: frozenset[str] = frozenset()
+        self,
+        run: Simulation,
+        values: Mapping[str, Tensor],
+        outer: _Frame | None = None,
+        turning: frozenset[str] = frozenset(),
     ) -> None:
         self._run = run
         self._values: dict[str, Tensor] = dict(values)

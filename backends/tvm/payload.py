@@ -75,7 +75,7 @@ def count_kernels(text: str) -> dict[str, int]:
     """Kernels by kind, from the listing of an executable's calls."""
     names = Counter(m.group(1) for m in _CALL.finditer(text))
     own = {n: c for n, c in names.items() if not n.startswith("vm.builtin")}
-    int8 = sum(c for n, c in own.items() if "int8" in n)
-    products = sum(c for n, c in own.items() if re.search(r"matmul|gemm|conv|attention|int8|int4", n))
+    int8 = sum(c for n, c in own.items() if re.match(r"int8_(gemm|matmul)", n))
+    products = sum(c for n, c in own.items() if re.search(r"matmul|gemm|conv|einsum|bilinear", n))
     return {"kernels": sum(own.values()), "matmuls": products, "int8_matmuls": int8,
             "attentions": sum(c for n, c in own.items() if "attention" in n)}  # fmt: skip

@@ -132,8 +132,7 @@ def test_dropout_that_would_drop_is_refused() -> None:
     assert backend("openvino").unsupported(Built([Call("dropout", "f32[n,4]", 0.5, True)]).graph)
 
 
-def test_bfloat16_sums_are_refused_by_onnxruntime_and_bfloat16_storage_is_not(tmp_path: Path) -> None:
-    assert backend("onnxruntime").unsupported(Built([Call("add.Tensor", "bf16[n,4]", "bf16[n,4]")]).graph)
+def test_bfloat16_storage(tmp_path: Path) -> None:
     graph = _graph()
     stored = graph.add_param("w", torch.randn(4, 4).bfloat16())
     wide = graph.insert(op("aten.to.dtype"), stored, torch.float32).result
