@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import pytest
 import torch
+from torch.utils import _pytree as pytree
 
 from backends.base import Device
 from backends.tensorrt.builder import UNBOUNDED, build
@@ -18,7 +19,6 @@ from ir import Graph, interpret
 from ir.copy import copy_graph
 from passes.cast_compute import CastCompute
 from tests import zoo
-from tests.backends.test_models import _named
 
 A100 = Device("a100", "cuda", 80)
 QUICK = ("early_exit", "nested_cond", "while_loop", "gpt2", "resnet")
@@ -46,6 +46,13 @@ def test_emitted_network_equals_the_graph(name: str) -> None:
         assert list(got) == list(want)
         for key in want:
             torch.testing.assert_close(got[key], want[key], rtol=1e-4, atol=1e-5)
+
+
+def _named(graph: Graph, inputs: object) -> dict[str, torch.Tensor]:
+    """Tensors of an example in the order of the graph's own inputs."""
+    leaves = [t.clone() for t in pytree.tree_leaves(inputs) if isinstance(t, torch.Tensor)]
+    names = [spec.name for spec in graph.inputs.values() if spec.kind != "param" and spec.name not in graph.initial]
+    return dict(zip(names, leaves, strict=True))
 
 
 def _build(name: str, capability: int) -> None:
