@@ -66,10 +66,17 @@ def _signs_differ(s: Scope, a: str, b: str, dtype: torch.dtype) -> str:
     return s.op("Xor", s.op("Less", a, zero), s.op("Less", b, zero))
 
 
+def _precise_pair(s: Scope, dtype: torch.dtype, a: Arg, b: Arg) -> tuple[torch.dtype, list[str]]:
+    """Operands in a type in which a quotient is not rounded to a whole number by accident."""
+    if dtype not in (torch.float16, torch.bfloat16):
+        return pair(s, dtype, a, b)
+    return torch.float32, [s.cast(s.tensor(v, dtype), dtype, torch.float32) for v in (a, b)]
+
+
 def floor_divide(s: Scope, node: Node, a: Arg, b: Arg) -> str:
     """Division rounded down, as torch does it: from the remainder, so that no rounding error is floored."""
     narrow = result_type(node)
-    dtype, (x, y) = pair(s, narrow, a, b)
+    dtype, (x, y) = _precise_pair(s, narrow, a, b)
     zero, one = s.const(0, dtype), s.const(1, dtype)
     if not dtype.is_floating_point:
         quotient = s.op("Div", x, y)
@@ -83,24 +90,24 @@ def floor_divide(s: Scope, node: Node, a: Arg, b: Arg) -> str:
     floored = s.op("Floor", quotient)
     far = s.op("Greater", s.op("Sub", quotient, floored), s.const(0.5, dtype))
     floored = s.op("Where", far, s.op("Add", floored, one), floored)
-    return s.op("Where", s.op("Equal", y, zero), s.op("Div", x, y), floored)
+    return s.cast(s.op("Where", s.op("Equal", y, zero), s.op("Div", x, y), floored), dtype, narrow)
 
 
 def remainder(s: Scope, node: Node, a: Arg, b: Arg) -> str:
     """Python's modulo: the sign of the divisor."""
     narrow = result_type(node)
-    dtype, (x, y) = pair(s, narrow, a, b)
+    dtype, (x, y) = _precise_pair(s, narrow, a, b)
     if not dtype.is_floating_point:
         return s.cast(s.op("Mod", x, y), dtype, narrow)
     rest = s.op("Mod", x, y, fmod=1)
     other = s.op("And", s.op("Not", s.op("Equal", rest, s.const(0, dtype))), _signs_differ(s, rest, y, dtype))
-    return s.op("Where", other, s.op("Add", rest, y), rest)
+    return s.cast(s.op("Where", other, s.op("Add", rest, y), rest), dtype, narrow)
 
 
 def fmod(s: Scope, node: Node, a: Arg, b: Arg) -> str:
     """C's modulo: the sign of the dividend."""
     narrow = result_type(node)
-    dtype, (x, y) = pair(s, narrow, a, b)
+    dtype, (x, y) = _precise_pair(s, narrow, a, b)
     return s.cast(s.op("Mod", x, y, fmod=1), dtype, narrow)
 
 

@@ -13,11 +13,12 @@ from ir import COND, RETURN, ROWS, WHILE, Node, TensorType
 _MOVES = (VIEWS.keys() - {"aten.repeat.default", "aten.tile.default", "aten.pixel_shuffle.default"}) | CONVERSIONS
 _MOVES |= {"aten.embedding.default", "aten.index_select.default"}
 _EXPANDS = frozenset({"expand", "expand_copy", "broadcast_to", "expand_as", "repeat_interleave", "meshgrid", "roll"})
+_RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 _NO_DOUBLE = frozenset({
     "erf", "gelu", "special_erfc", "erfc", "tan", "atan", "atan2", "asin", "acos", "sinh", "cosh", "asinh", "acosh",
     "atanh", "elu", "selu", "celu", "softplus", "log_sigmoid", "mish", "hardsigmoid", "hardswish", "leaky_relu",
-    "group_norm", "native_group_norm", "instance_norm", "lstm", "gru", "rnn_tanh", "rnn_relu",
-})  # fmt: skip
+    "group_norm", "native_group_norm", "instance_norm",
+}) | _RECURRENT  # fmt: skip
 """Operators of which ONNX Runtime has no float64 kernel."""
 _ADDS_UP = frozenset({"index_put", "_unsafe_index_put", "scatter", "scatter_add", "scatter_reduce", "index_add"})
 _INEXACT = frozenset({"remainder", "fmod", "floor_divide"})
@@ -40,6 +41,8 @@ def type_fault(flavor: str, node: Node) -> str:
     first = next((v.type.dtype for v in node.operands if isinstance(v.type, TensorType)), torch.float32)
     if not first.is_floating_point and ("pool" in word or "conv" in word):
         return "ONNX pools and convolves floats only"
+    if not first.is_floating_point and word in _RECURRENT:
+        return "ONNX has recurrent layers of floats only"
     if not first.is_floating_point and "upsample" in word and any(w in word for w in _INTERPOLATES):
         return "ONNX interpolates floats only"
     if first == torch.bool and word in _ADDS_UP - {"index_put", "_unsafe_index_put", "scatter"}:

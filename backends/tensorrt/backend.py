@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import MappingProxyType
 
 from backends.base import CPU, DEFAULT, Backend, BuildOptions, Built, Device, Engine, FlowProof, Unsupported
 from backends.child import run_child
@@ -19,6 +20,7 @@ class TensorRT(Backend):
 
     name = "tensorrt"
     install = INSTALL
+    deviations = MappingProxyType({"nan": "statistics of infinities may give an infinity where torch gives NaN"})
     rows = "bucketed"
 
     def version(self) -> str | None:

@@ -38,6 +38,9 @@ def type_fault(dtype: torch.dtype, device: Device, trt: Any) -> str:
     return f"{device.name} has {words}" if 0 < device.capability < least else ""
 
 
+_REMAINDERS = ("aten.remainder.", "aten.fmod.", "aten.floor_divide.")
+
+
 def node_fault(node: Node, device: Device, trt: Any) -> str:
     """Why a target cannot run an operator on these element types; empty when it can."""
     least, words = _NARROW_ONLY.get(node.op.name, (0, ""))
@@ -47,6 +50,9 @@ def node_fault(node: Node, device: Device, trt: Any) -> str:
     for type_ in types:
         if why := type_fault(type_.dtype, device, trt):
             return why
+    floors = any(word in node.op.name for word in _REMAINDERS) or node.kwargs.get("rounding_mode") == "floor"
+    if floors and node.results[0].tensor.dtype.is_floating_point:
+        return "TensorRT has no exact remainder of floats; compute it in whole numbers"
     if any(_stranded(v) for v in (*node.operands, *node.results)):
         return "TensorRT has uint8 at the inputs and outputs of a model only; use int32 within"
     return ""

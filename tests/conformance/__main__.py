@@ -15,7 +15,7 @@ from tests.conformance import matrix, run
 def main() -> int:
     """Exit code 1 when a cell is a mismatch or a crash."""
     parser = argparse.ArgumentParser("python -m tests.conformance", description=__doc__)
-    parser.add_argument("--engine", action="append", choices=matrix.ENGINES, help="only this one (may be repeated)")
+    parser.add_argument("--engine", action="append", choices=matrix.ENGINES, help="only this (may be repeated)")
     parser.add_argument("--family", action="append", choices=(*FAMILIES, "regions", "models"), help="only this part")
     parser.add_argument("--write", action="store_true", help="keep what is found in matrix.json and MATRIX.md")
     given = parser.parse_args()

@@ -16,8 +16,10 @@ from tests.backends.operators import FAMILIES
 FLOATS, WHOLES = ("f32", "f16", "bf16", "f64"), ("i64", "i32", "i8", "u8", "bool")
 COLUMNS = (*FLOATS, *WHOLES, "f32!", "f32?", "i64!")
 """Element types; with ``!`` the content is extreme (infinities, negative zero, denormal; beyond 32 bits), ``?`` NaN."""
-FEW = {"other names": ("f32", "f16", "i64"), "numbers": ("f32", "i64", "bool"), "quantized": ("f32", "bf16", "i8")}
+FEW = {"other names": ("f32", "f16", "i64"), "numbers": ("f32", "i64", "bool"), "quantized": ("f32", "i8")}
 """Families whose forms are those of others, or made for one element type."""
+TOLERANCE = {"quantized": 2e-2}
+"""A rounding of activations falls differently with the last bit of the number rounded."""
 ODD = ("pointwise", "reductions", "products", "norms", "decomposed")
 
 
@@ -66,6 +68,8 @@ def _cells(family: str, column: str) -> Iterator[Cell]:
             continue
         if ("]^" in repr(call) and column != "i64") or ("]#" in repr(call) and column in ("bool", "f32?")):
             continue
+        if family == "quantized" and lead != column:  # scales are float32
+            continue
         made = call.at(dtype, odd) if lead else call
         if odd and (repr(made) == repr(call.at(dtype)) or _undefined(made)):
             continue
@@ -76,7 +80,9 @@ def _cells(family: str, column: str) -> Iterator[Cell]:
 
 
 def _undefined(call: Call) -> bool:
-    """Conversion of numbers out of range: C++ says nothing about them, and torch differs between machines."""
+    """Numbers converted out of range, of which C++ says nothing; three factors, whose order may make a NaN of inf."""
+    if call.name == "aten.bilinear.default":
+        return True
     to = [a for a in (*call.args, *call.kwargs.values()) if isinstance(a, torch.dtype)]
     return bool(to) and not to[0].is_floating_point and to[0] != torch.bool
 

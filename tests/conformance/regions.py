@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 import torch
 
-from ir import ROWS, Graph, parse, verify
+from ir import ROWS, Arg, DimRange, Graph, Output, TensorType, Value, op, parse, symbol, verify
 from ir.reexport import example_inputs
 from ir.rows import lowered
 from ir.rowwise import mixing
@@ -149,6 +149,26 @@ return "sum" %sum, "y" %y
 """
 )
 
+
+def _numbers() -> Graph:
+    """Arithmetic on sizes that a call of one operator cannot show: on truth values, on fractions."""
+    graph = Graph("numbers", {"n": DimRange(1, 64)})
+    x = graph.add_input("input", "x", TensorType(torch.float32, (symbol("n"), 4)))
+
+    def made(name: str, *args: Arg) -> Value:
+        return graph.insert(op(name), *args).result
+
+    n = made("aten.sym_size.int", x, 0)
+    many, odd = made("sym.gt", n, 2), made("sym.eq", made("sym.mod", n, 2), 1)
+    third = made("sym.truediv", n, 3)
+    found = [made(f"sym.{k}", many, odd) for k in ("and", "or")]
+    found += [made("sym.not", many), made("sym.ite", odd, n, made("sym.add", n, 7))]
+    found += [made(f"sym.{k}", third) for k in ("ceil", "floor", "trunc", "round", "int")]
+    results = [made("aten.scalar_tensor.default", v) for v in found]
+    graph.returns(*results, outputs=[Output("output", f"y{i}") for i in range(len(results))])
+    return graph
+
+
 _TEXTS = {
     "cond: early exit, weights captured": EXIT,
     "cond: nested, on a size, sizes as operands, two results, a branch that returns its operand": NESTED,
@@ -175,8 +195,9 @@ def _lowered(name: str, mode: str) -> Callable[[], Graph]:
 
 
 def regions() -> Mapping[str, Callable[[], Graph]]:
-    """A graph by what it shows: those above, and every one of the corpus that holds a region."""
+    """A graph by what it shows: those above, arithmetic on sizes, and every one of the corpus that holds a region."""
     found = {name: _parsed(text) for name, text in _TEXTS.items()}
+    found["numbers made of sizes"] = _numbers
     for name, text in CORPUS.items():
         if "rows(" in text:
             found[f"{name}, compacted"] = _lowered(name, "compacted")

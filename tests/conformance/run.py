@@ -18,11 +18,13 @@ from ir.errors import UnsupportedError
 from ir.weights import save
 from tests.backends.cases import SIZES, Built
 from tests.conformance import models, regions
-from tests.conformance.judge import EXACT, Verdict, compare, worst
-from tests.conformance.operators import COLUMNS, Cell, cells
+from tests.conformance.judge import EXACT, Verdict, compare, refusal, worst
+from tests.conformance.operators import COLUMNS, TOLERANCE, Cell, cells
 
 GPU = Device("l4", "cuda", 89, 24e9, frozenset({"fp32", "tf32", "fp16", "bf16", "fp8", "int8"}))
 LOWERINGS = ("native", "segments")
+COMPILED = ("inductor", "tvm")
+"""Engines that compile code for half a minute a graph: judged at float32, branches and loops as they lower them."""
 Tensors = Mapping[str, torch.Tensor]
 Job = tuple[Sequence[str], str, str]
 """Engines, section of the matrix, and its column or row."""
@@ -35,16 +37,21 @@ def names(part: str) -> tuple[str, ...]:
     return tuple(regions.regions()) if part == "regions" else models.MODELS if part == "models" else COLUMNS
 
 
+def judged(engine: str, part: str, name: str) -> bool:
+    """Whether an engine takes part in a part."""
+    return engine not in COMPILED or name == "f32" or part == "regions" or (part == "models" and " " not in name)
+
+
 def judge(job: Job, chosen: Sequence[Cell] | None = None) -> Found:
     """One part of the matrix; of an operator family the chosen cells, or all that torch can compute."""
     torch.set_num_threads(1)
     logging.disable(logging.CRITICAL)  # torch tells of every kernel that it does not have
     engines, part, name = job
     found: Found = []
-    for engine in engines:
+    for engine in (e for e in engines if judged(e, part, name)):
         if part == "regions":
             for lowering in LOWERINGS:
-                if lowering == "native" or not simulates(backend(engine)):
+                if lowering == "native" or not (engine in COMPILED or simulates(backend(engine))):
                     found.append((part, name, engine, lowering, str(judge_region(engine, name, lowering))))
         elif part == "models":
             model, _, recipe = name.partition(" ")
@@ -55,9 +62,10 @@ def judge(job: Job, chosen: Sequence[Cell] | None = None) -> Found:
     return found
 
 
-def judge_cells(engine: str, chosen: Sequence[Cell], together: int = 32) -> dict[Cell, Verdict]:
+def judge_cells(engine: str, chosen: Sequence[Cell]) -> dict[Cell, Verdict]:
     """A verdict per cell."""
     found: dict[Cell, Verdict] = {}
+    together = 64 if engine in COMPILED else 32
     for start in range(0, len(chosen), together):
         found |= _judge(backend(engine), chosen[start : start + together])
     return found
@@ -69,16 +77,15 @@ def _judge(chosen: Backend, cells: Sequence[Cell]) -> dict[Cell, Verdict]:
     built = Built([c.call for c in cells])
     refused = _refusals(_faults(chosen, built.graph), built, len(cells))
     if refused:
-        found = {cells[i]: Verdict("refused", reason) for i, reason in refused.items()}
+        found = {cells[i]: refusal(reason) for i, reason in refused.items()}
         return found | _judge(chosen, [c for c in cells if c not in found])
     try:
-        verdicts = _run(chosen, built, len(cells))
+        verdicts = _run(chosen, built, len(cells), TOLERANCE.get(cells[0].family))
     except PenstockError as error:
         if len(cells) > 1:
             half = len(cells) // 2
             return _judge(chosen, cells[:half]) | _judge(chosen, cells[half:])
-        kind = "refused" if isinstance(error, UnsupportedError) else "crash"
-        return {cells[0]: Verdict(kind, error.what)}
+        return {cells[0]: _failed(error)}
     return dict(zip(cells, verdicts, strict=True))
 
 
@@ -93,7 +100,7 @@ def _refusals(faults: Sequence[Unsupported], built: Built, count: int) -> dict[i
     return found
 
 
-def _run(chosen: Backend, built: Built, count: int) -> list[Verdict]:
+def _run(chosen: Backend, built: Built, count: int, tolerance: float | None) -> list[Verdict]:
     verdicts = [EXACT] * count
     with tempfile.TemporaryDirectory() as folder:
         engine = loaded(chosen, built.graph, Path(folder))
@@ -104,7 +111,7 @@ def _run(chosen: Backend, built: Built, count: int) -> list[Verdict]:
             has_nan = any(bool(t.isnan().any()) for t in inputs.values())
             for name, tensor in want.items():
                 at = built.owners[name]
-                verdict = compare(tensor, got[name], chosen.deviations, flushed.get(name), has_nan)
+                verdict = compare(tensor, got[name], chosen.deviations, flushed.get(name), has_nan, tolerance)
                 verdicts[at] = worst(verdicts[at], verdict)
     return verdicts
 
@@ -156,7 +163,7 @@ def judge_model(engine: str, name: str) -> Verdict:
     try:
         graph, runs, tolerance = models.case(name)
     except UnsupportedError as error:
-        return Verdict("refused", f"capture: {error.what.splitlines()[0]}")
+        return refusal(f"capture: {error.what.splitlines()[0]}")
     return _judge_graph(backend(engine), graph, runs, tolerance)
 
 
@@ -172,7 +179,7 @@ def _judge_graph(
     graph = ready.graph
     faults = ready.refused or (unsupported_segments(graph, chosen) if segments else _faults(chosen, graph))
     if faults:
-        return Verdict("refused", "; ".join(sorted({f"{f.op}: {f.reason}" for f in faults})))
+        return refusal("; ".join(sorted({f"{f.op}: {f.reason}" for f in faults})))
     try:
         with tempfile.TemporaryDirectory() as folder:
             run, verdict = (_segmented if segments else loaded)(chosen, graph, Path(folder)), EXACT
@@ -181,5 +188,9 @@ def _judge_graph(
                 for name, tensor in want.items():
                     verdict = worst(verdict, compare(tensor, got[name], chosen.deviations, tolerance=tolerance))
     except PenstockError as error:
-        return Verdict("refused" if isinstance(error, UnsupportedError) else "crash", error.what)
+        return _failed(error)
     return verdict
+
+
+def _failed(error: PenstockError) -> Verdict:
+    return refusal(error.what) if isinstance(error, UnsupportedError) else Verdict("crash", error.what)
