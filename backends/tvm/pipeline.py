@@ -72,6 +72,7 @@ def lowering() -> list[Any]:
         relax.transform.VMShapeLower(),
         relax.transform.AttachGlobalSymbol(),
         all_free_of_aliases(),
+        shape_functions_in_order(),
     ]
 
 
@@ -86,3 +87,36 @@ def all_free_of_aliases() -> Any:
         return module
 
     return tvm.transform.module_pass(run, opt_level=0, name="AllFreeOfAliases")
+
+
+def shape_functions_in_order() -> Any:
+    """A pass that orders the stores of a shape function by their slot: TVM leaves them in the order of a hash table."""
+    import tvm
+    import tvm_ffi
+    from tvm import tirx
+
+    def ordered(function: Any) -> Any:
+        stores = list(function.body.seq) if isinstance(function.body, tirx.SeqStmt) else []
+        if not stores or not all(isinstance(s, tirx.BufferStore) for s in stores):
+            return function
+        slots = [int(s.indices[0]) for s in stores]
+        read: set[int] = set()
+
+        def visit(node: Any) -> None:
+            if (places := getattr(node, "indices", None)) is not None:
+                read.add(int(places[0]))
+
+        for store in stores:
+            tvm_ffi.structural_walk(store.value, (object, visit), order="post")
+        if read & set(slots):  # one store reads another: their order is their meaning
+            return function
+        in_order = [store for _, store in sorted(zip(slots, stores, strict=True), key=lambda pair: pair[0])]
+        return function.with_body(tirx.SeqStmt(in_order))
+
+    def run(module: Any, _context: Any) -> Any:
+        for where, function in module.functions_items():
+            if isinstance(function, tirx.PrimFunc) and where.name_hint.startswith("shape_func"):
+                module[where] = ordered(function)
+        return module
+
+    return tvm.transform.module_pass(run, opt_level=0, name="ShapeFunctionsInOrder")
