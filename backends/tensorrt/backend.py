@@ -77,7 +77,7 @@ class TensorRT(Backend):
         from backends.tensorrt.on_target import read_kit, require_datacenter
 
         text, _ = read_kit(folder, options.stem)
-        require_datacenter()
+        require_datacenter(options.device)
         return _built(text, folder, options, DATACENTER)
 
     def load(self, folder: Path, threads: int | None = None, stem: str = "engine") -> Engine:
@@ -114,6 +114,8 @@ def _built(text: str, folder: Path, options: BuildOptions, name: str) -> Built:
     remarks = [f"tensorrt: {warning}" for warning in told["warnings"]]
     if told["unbounded"]:
         remarks.append(f"tensorrt: built for sizes up to {UNBOUNDED} of {', '.join(told['unbounded'])}")
+    if told["values"]:
+        remarks.append(f"tensorrt: sizes follow from the numbers in {', '.join(told['values'])}: none below 0")
     flow = tuple(FlowProof(node, how, what, detail, lazy=lazy) for node, how, what, detail, lazy in told["flow"])
     requires = {name: version(name) or "", "compute capability": f"{device.capability / 10:.1f}"}
     return Built(tuple(remarks), told["facts"], flow, requires)

@@ -15,7 +15,7 @@ from backends.payload import RENAMED
 from backends.tensorrt.flow import region
 from backends.tensorrt.kinds import KINDS
 from backends.tensorrt.legality import node_fault, type_fault
-from backends.tensorrt.library import data_type, library, session
+from backends.tensorrt.library import data_type, library, sentence, session
 from backends.tensorrt.network import NOTHING, Network, NetworkScope
 from backends.tensorrt.operators import OPERATORS
 from backends.tensorrt.plan import Flow
@@ -72,10 +72,15 @@ def emit_all(graph: Graph, device: Device, package: str | None = None) -> tuple[
     network = Network(graph, "tensorrt", {}, "", device=device, trt=trt, definition=definition, log=log, kinds=KINDS)
     writer = _NetworkWriter(network, device)
     emitted = writer.emitted()
+    errors, _ = log.take()
+    if errors and not writer.faults:  # setters fail in the log only, and the engine would be built without
+        writer.faults.append(Unsupported("network", "", sentence(errors)))
     return emitted, [fault for fault in writer.faults if not fault.reason.startswith(NOTHING)]
 
 
 class _NetworkWriter(Writer):
+    noun = "TensorRT"
+
     def __init__(self, network: Network, device: Device) -> None:
         super().__init__(network)
         self._network = network

@@ -68,11 +68,19 @@ def _stranded(value: Value) -> bool:
 
 
 def why_not(device: Device, rtx: bool) -> str:
-    """Why nothing can be built here for a device; empty when it can."""
+    """Why nothing can be built here for a device; empty when it can.
+
+    Args:
+        device: to build for.
+        rtx: whether the package builds for GPUs that are not here; the other one does for the one that is.
+    """
     if device.kind != "cuda":
         return "tensorrt builds for NVIDIA GPUs only"
     if not rtx:
-        return ""  # the datacenter package builds for the GPU that is there
+        here = torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
+        if 10 * here[0] + here[1] == device.capability:
+            return ""
+        return "datacenter TensorRT builds for the GPU that is present only, and that is another one or none"
     if device.capability in ADDRESSED:
         return ""
     number = f"{device.capability // 10}.{device.capability % 10}"

@@ -40,7 +40,9 @@ def attention(
     if empty is not None:
         from tvm import tirx
 
-        weights = s.pointwise("keep", inner, lambda w, e: tirx.Select(e, cast_const(0, w), w), [weights, empty], [inner, torch.bool])
+        weights = s.pointwise(
+            "keep", inner, lambda w, e: tirx.Select(e, cast_const(0, w), w), [weights, empty], [inner, torch.bool]
+        )
     made = multiply(s, s.tensor(weights, dtype), value, dtype)
     return s.reshape(made, shape_of(node))
 
@@ -112,7 +114,9 @@ def masked(s: Scope, scores: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return made, s.pointwise("empty", torch.bool, lambda v: v == cast_const(-math.inf, v), [top], scores.dtype)
 
 
-def int8_attention(s: Scope, node: Node, q: Value, k: Value, v: Value, mask: Arg, scale: float, *steps: float) -> Tensor:
+def int8_attention(
+    s: Scope, node: Node, q: Value, k: Value, v: Value, mask: Arg, scale: float, *steps: float
+) -> Tensor:
     """``penstock.int8_attention``: refused, since nothing here would run it in int8."""
     raise Refused("TVM has no int8 attention kernel here; use the recipe int8")
 

@@ -199,7 +199,9 @@ def max_pool(spatial: int) -> Emitter:
 Window = Callable[[Kernel, int, Any, Any], tuple[Any, Any]]
 
 
-def _averaged(s: Scope, node: Node, x: Tensor, shape: Sequence[Dim], taps: Sequence[Dim], window: Window, divide: Any) -> Tensor:
+def _averaged(
+    s: Scope, node: Node, x: Tensor, shape: Sequence[Dim], taps: Sequence[Dim], window: Window, divide: Any
+) -> Tensor:
     """A mean over windows: ``window(kernel, dim, place, tap)`` gives where to read and whether to."""
     from tvm import te, tirx
 
@@ -214,11 +216,15 @@ def _averaged(s: Scope, node: Node, x: Tensor, shape: Sequence[Dim], taps: Seque
             places, held = [p for p, _ in found], [h for _, h in found]
             sizes = [k.dim(d) for d in x.shape[2:]]
             zero = literal(0, inner)
-            read = tirx.if_then_else(tirx.all(*held), cast(_inside(t, (n, c), places, sizes, literal(0, dtype)), inner), zero)
+            read = tirx.if_then_else(
+                tirx.all(*held), cast(_inside(t, (n, c), places, sizes, literal(0, dtype)), inner), zero
+            )
             return te.sum(read, axis=loops)
 
         total = te.compute(k.shape(shape), element, name="pool")
-        return te.compute(k.shape(shape), lambda *i: cast(total(*i) / cast(divide(k, i[2:]), inner), dtype), name="mean")
+        return te.compute(
+            k.shape(shape), lambda *i: cast(total(*i) / cast(divide(k, i[2:]), inner), dtype), name="mean"
+        )
 
     made = s.te("pool", build, [x], [(dtype, tuple(shape))])[0]
     return s.reshape(made, shape_of(node))
@@ -333,8 +339,6 @@ def adaptive_max(spatial: int) -> Emitter:
     return emit
 
 
-
-
 def _scales(node: Node, size: Arg, scales: Sequence[Arg], spatial: int) -> list[float | None]:
     """Factors that the model gave, which torch then uses instead of the ratio of sizes."""
     given = scales[0] if len(scales) == 1 and isinstance(scales[0], tuple) else scales
@@ -400,7 +404,8 @@ def smooth(cubic: bool = False) -> Emitter:
             offset = -1 if cubic else 0
             last = length - 1
             return [
-                (tirx.max(tirx.min(first + (offset + i), last), tirx.const(0, "int64")), w) for i, w in enumerate(weights)
+                (tirx.max(tirx.min(first + (offset + i), last), tirx.const(0, "int64")), w)
+                for i, w in enumerate(weights)
             ]
 
         def body(k: Kernel, index: Sequence[Any], t: Any) -> Any:
@@ -448,6 +453,10 @@ CONVOLUTIONS: Mapping[str, Emitter] = {
     **{f"aten.adaptive_max_pool{n}d.default": adaptive_max(n) for n in (1, 2, 3)},
     **{f"aten.upsample_nearest{n}d.{o}": nearest() for n in (1, 2, 3) for o in ("vec", "default")},
     **{f"aten._upsample_nearest_exact{n}d.vec": nearest(exact=True) for n in (1, 2, 3)},
-    **{f"aten.upsample_{k}.{o}": smooth() for k in ("linear1d", "bilinear2d", "trilinear3d") for o in ("vec", "default")},
+    **{
+        f"aten.upsample_{k}.{o}": smooth()
+        for k in ("linear1d", "bilinear2d", "trilinear3d")
+        for o in ("vec", "default")
+    },
     **{f"aten.upsample_bicubic2d.{o}": smooth(cubic=True) for o in ("vec", "default")},
 }

@@ -147,7 +147,7 @@ def cast(expr: Any, dtype: torch.dtype) -> Any:
         return expr != tirx.const(0, have)
     if have == "bool" and dtype.is_floating_point:
         return tirx.Select(expr, tirx.const(1, want), tirx.const(0, want))
-    if have == "int64" and dtype in HALF or have == "float64" and dtype in HALF:
+    if have in ("int64", "float64") and dtype in HALF:
         return tirx.Cast(want, tirx.Cast("float32", expr))
     return tirx.Cast(want, expr)
 

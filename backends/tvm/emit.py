@@ -325,7 +325,9 @@ class _Writer:
         for value, found in list(inner.values.items()):
             if isinstance(found, Tensor) and value in graph.inputs and graph.inputs[value].kind != "param":
                 shape = value.tensor.shape
-                inner.values[value] = Tensor(inner.hold(found.expr, found.dtype, shape), found.dtype, shape, found.argument)
+                inner.values[value] = Tensor(
+                    inner.hold(found.expr, found.dtype, shape), found.dtype, shape, found.argument
+                )
         before, self._inside = len(self.faults), True
         try:
             results = self._block(inner, graph.body)

@@ -40,6 +40,7 @@ class TvmEngine(Engine):
         self._bound = _weights(folder, stem, self._payload)
 
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Run once."""
         args = [
             self._bound[kind, name] if (kind, name) in self._bound else inputs[name].detach().contiguous()
             for kind, name in self._kinds

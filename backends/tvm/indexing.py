@@ -25,7 +25,9 @@ _COMBINE: Mapping[str, Callable[[Any, Any], Any]] = {
 }  # fmt: skip
 
 
-def checked(t: Any, index: Sequence[Any], axes: Sequence[int], sizes: Sequence[Any], wrap: bool, dtype: torch.dtype) -> Any:
+def checked(
+    t: Any, index: Sequence[Any], axes: Sequence[int], sizes: Sequence[Any], wrap: bool, dtype: torch.dtype
+) -> Any:
     """The element at an index whose places on some axes come from data."""
     from tvm import tirx
 
@@ -197,7 +199,7 @@ def written(
 ) -> Tensor:
     """A copy of ``x`` with updates written into it one after the other: the last of equal places wins."""
     from tvm import tirx
-    from tvm.tirx.script.builder import ir as I  # noqa: E741, N812
+    from tvm.tirx.script.builder import ir as I  # noqa: N812
 
     inputs = list(dict.fromkeys([x, update, *places]))
 
@@ -226,7 +228,7 @@ def written(
 def nest(k: Kernel, shape: Sequence[Dim], body: Callable[[list[Any]], None], parallel: bool = False) -> None:
     """Loops over a shape around a body."""
     from tvm import tirx
-    from tvm.tirx.script.builder import ir as I  # noqa: E741, N812
+    from tvm.tirx.script.builder import ir as I  # noqa: N812
 
     def level(rest: Sequence[Dim], where: list[Any]) -> None:
         if not rest:
@@ -249,7 +251,9 @@ def _scattered(s: Scope, x: Tensor, axis: int, at: Tensor, source: Tensor, combi
     return written(s, x, source, [at], [axis], place, combine, shape=at.shape)
 
 
-def scatter(s: Scope, node: Node, x: Value, dim: int, places: Value, source: Arg, reduce: Arg = None, *_: Arg) -> Tensor:
+def scatter(
+    s: Scope, node: Node, x: Value, dim: int, places: Value, source: Arg, reduce: Arg = None, *_: Arg
+) -> Tensor:
     """``scatter`` of a tensor or a number, plain or reducing."""
     if not x.tensor.rank:
         raise Refused("scatter into a single number")

@@ -29,7 +29,9 @@ def _standard(s: Scope, x: Tensor, axes: Sequence[int], eps: float) -> tuple[Ten
     return mean, s.pointwise("rsqrt", inner, _inverse(s.math, eps), [spread, count(x, axes)], inner)
 
 
-def _scaled(s: Scope, name: str, dtype: torch.dtype, x: Tensor, mean: Tensor, inverse: Tensor, scale: Any, shift: Any) -> Tensor:
+def _scaled(
+    s: Scope, name: str, dtype: torch.dtype, x: Tensor, mean: Tensor, inverse: Tensor, scale: Any, shift: Any
+) -> Tensor:
     def f(v: Any, m: Any, i: Any, *rest: Any) -> Any:
         made, more = (v - m) * i, list(rest)
         if scale is not None:
@@ -77,9 +79,7 @@ def group_norm(
         rest = rest * dim
     flat = s.reshape(s[x], (shape[0], groups, channels // groups, rest))
     mean, inverse = _standard(s, flat, [2, 3], eps)
-    scale, shift = (
-        None if v is None else s.reshape(s[v], (1, groups, channels // groups, 1)) for v in (weight, bias)
-    )
+    scale, shift = (None if v is None else s.reshape(s[v], (1, groups, channels // groups, 1)) for v in (weight, bias))
     return s.reshape(_scaled(s, "group_norm", result_type(node), flat, mean, inverse, scale, shift), shape)
 
 

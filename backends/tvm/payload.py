@@ -77,5 +77,6 @@ def count_kernels(text: str) -> dict[str, int]:
     own = {n: c for n, c in names.items() if not n.startswith("vm.builtin")}
     int8 = sum(c for n, c in own.items() if re.match(r"int8_(gemm|matmul)", n))
     products = sum(c for n, c in own.items() if re.search(r"matmul|gemm|conv|einsum|bilinear", n))
-    return {"kernels": sum(own.values()), "matmuls": products, "int8_matmuls": int8,
+    few = sum(c for n, c in own.items() if re.match(r"int(4|8_weight)_gemm", n))
+    return {"kernels": sum(own.values()), "matmuls": products, "int8_matmuls": int8, "weight_only_matmuls": few,
             "attentions": sum(c for n, c in own.items() if "attention" in n)}  # fmt: skip

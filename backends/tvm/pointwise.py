@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from backends.tvm.dtypes import Refused, number, promoted, wide
+from backends.tvm.dtypes import Refused, number, promoted
 from backends.tvm.scalars import constant, is_infinite, is_nan, maximum, minimum, remainder_of
 from backends.tvm.scope import Emitter, Scope, Tensor
 from ir import Arg, Node, TensorType, Value
@@ -269,8 +269,8 @@ def _logic(name: str) -> Formula:
     from tvm import tirx
 
     forms: Mapping[str, Formula] = {
-        "and": tirx.all, "or": tirx.any, "xor": lambda x, y: tirx.any(tirx.all(x, tirx.Not(y)), tirx.all(tirx.Not(x), y)),
-        "not": tirx.Not,
+        "and": tirx.all, "or": tirx.any, "not": tirx.Not,
+        "xor": lambda x, y: tirx.any(tirx.all(x, tirx.Not(y)), tirx.all(tirx.Not(x), y)),
     }  # fmt: skip
     return forms[name]
 
@@ -435,7 +435,9 @@ _NUMBERED: Mapping[str, tuple[Any, ...]] = {
     "hardtanh": (lambda m, x, low, high: minimum(maximum(x, constant(low, x)), constant(high, x)), -1.0, 1.0),
     "threshold": (lambda m, x, limit, value: select(x <= constant(limit, x), constant(value, x), x), 0.0, 0.0),
     "softshrink": (
-        lambda m, x, a: select(x > constant(a, x), x - constant(a, x), select(x < constant(-a, x), x + constant(a, x), constant(0, x))),
+        lambda m, x, a: select(
+            x > constant(a, x), x - constant(a, x), select(x < constant(-a, x), x + constant(a, x), constant(0, x))
+        ),
         0.5,
     ),
     "hardshrink": (lambda m, x, a: select(absolute(m, x) > constant(a, x), x, constant(0, x)), 0.5),

@@ -178,7 +178,11 @@ def cosine_similarity(s: Scope, node: Node, a: Value, b: Value, dim: int = 1, ep
     parts = []
     for v in (x, y):
         total = fold(s, "norm", v, axes, True, dtype, "sum", lambda e: e * e)
-        parts.append(s.pointwise("unit", dtype, lambda e, n: e / tirx.max(tirx.sqrt(n), tirx.const(least, n.ty.dtype)), [v, total]))
+        parts.append(
+            s.pointwise(
+                "unit", dtype, lambda e, n: e / tirx.max(tirx.sqrt(n), tirx.const(least, n.ty.dtype)), [v, total]
+            )
+        )
     both = s.pointwise("mul", dtype, lambda p, q: p * q, parts)
     return fold(s, "sum", both, axes, False, dtype, "sum")
 

@@ -129,7 +129,9 @@ def quantize(s: Scope, node: Node, x: Value, scale: Arg, zero: Arg, low: Arg, hi
 
 def dequantize(s: Scope, node: Node, x: Value, scale: Arg, zero: Arg, *_: Arg) -> Tensor:
     """``dequantize_per_tensor``."""
-    return s.pointwise("dequantize", result_type(node), lambda v, d, z: (v - z) * d, [x, scale, zero], _F32, x.tensor.shape)
+    return s.pointwise(
+        "dequantize", result_type(node), lambda v, d, z: (v - z) * d, [x, scale, zero], _F32, x.tensor.shape
+    )
 
 
 def dequantize_channels(s: Scope, node: Node, x: Value, scales: Value, zeros: Arg, axis: int, *_: Arg) -> Tensor:
@@ -139,7 +141,9 @@ def dequantize_channels(s: Scope, node: Node, x: Value, scales: Value, zeros: Ar
     step = s.reshape(s[scales], shape)
     if zeros is None:
         return s.pointwise("dequantize", result_type(node), lambda v, d: v * d, [x, step], _F32)
-    return s.pointwise("dequantize", result_type(node), lambda v, d, z: (v - z) * d, [x, step, s.reshape(s[zeros], shape)], _F32)
+    return s.pointwise(
+        "dequantize", result_type(node), lambda v, d, z: (v - z) * d, [x, step, s.reshape(s[zeros], shape)], _F32
+    )
 
 
 def dequantize_int4(s: Scope, node: Node, packed: Value, scale: Value, block: int) -> Tensor:

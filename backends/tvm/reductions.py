@@ -16,7 +16,6 @@ from backends.tvm.views import shape_of
 from ir import Arg, Dim, Node, Value
 
 
-
 def axes_of(rank: int, dim: Arg) -> list[int]:
     """Dims to reduce, counted from the start; all of them for ``None`` or none."""
     if dim is None or dim == ():
@@ -158,9 +157,7 @@ def places(s: Scope, x: Tensor, axis: int, keep: bool, how: str) -> tuple[Tensor
             worst = -math.inf if how == "max" else math.inf
         else:
             worst = torch.iinfo(inner).min if how == "max" else torch.iinfo(inner).max
-        reducer = te.comm_reducer(
-            combine, lambda i, v: (tirx.const(2**62, i), tirx.const(worst, v)), name=f"arg{how}"
-        )
+        reducer = te.comm_reducer(combine, lambda i, v: (tirx.const(2**62, i), tirx.const(worst, v)), name=f"arg{how}")
 
         def element(*index: Any) -> Any:
             rest = iter(index) if not keep else iter([i for d, i in enumerate(index) if d != axis])

@@ -22,7 +22,7 @@ def nonzero(s: Scope, x: Tensor, count: Dim) -> Tensor:
 def mask_places(s: Scope, mask: Tensor, count: Dim) -> Tensor:
     """Coordinates of what is true: int64 [count, rank], in order."""
     from tvm import tirx
-    from tvm.tirx.script.builder import ir as I  # noqa: E741, N812
+    from tvm.tirx.script.builder import ir as I  # noqa: N812
 
     from backends.tvm.indexing import nest
     from backends.tvm.reductions import fold
@@ -49,7 +49,7 @@ def mask_places(s: Scope, mask: Tensor, count: Dim) -> Tensor:
 def masked_write(s: Scope, x: Tensor, mask: Tensor, rows: Tensor) -> Tensor:
     """``x[mask] = rows``: a copy with the rows written where the mask is true, in order."""
     from tvm import tirx
-    from tvm.tirx.script.builder import ir as I  # noqa: E741, N812
+    from tvm.tirx.script.builder import ir as I  # noqa: N812
 
     from backends.tvm.indexing import nest
 

@@ -52,7 +52,7 @@ class Forms:
     Attributes:
         emitters: operators that get other kernels than the neutral ones.
         functions: how exp, erf and their like are computed.
-        product: ``(scope, a, b, dtype, b lies as [n, k])`` gives ``a @ b`` of matrices, or ``None`` where it is no better.
+        product: ``(scope, a, b, dtype, b lies as [n, k])`` gives ``a @ b``, or ``None`` where it is no better.
     """
 
     emitters: Mapping[str, Emitter] = field(default_factory=dict)
@@ -189,9 +189,7 @@ class Scope:
 
         k = Kernel()
         inputs = list(dict.fromkeys(inputs)) if len(set(inputs)) == len(inputs) else list(inputs)
-        holders = [
-            te.placeholder(k.shape(t.shape), dtype=name_of(t.dtype), name=f"x{i}") for i, t in enumerate(inputs)
-        ]
+        holders = [te.placeholder(k.shape(t.shape), dtype=name_of(t.dtype), name=f"x{i}") for i, t in enumerate(inputs)]
         made = build(k, *holders)
         outputs = list(made) if isinstance(made, (list, tuple)) else [made]
         loose = self._loose(k, inputs)
@@ -208,7 +206,7 @@ class Scope:
     ) -> list[Tensor]:
         """A kernel of statements: ``build(kernel, *buffers)`` writes the loops; ``sizes`` names more sizes it reads."""
         from tvm.script.ir_builder import IRBuilder
-        from tvm.tirx.script.builder import ir as I  # noqa: E741, N812
+        from tvm.tirx.script.builder import ir as I  # noqa: N812
 
         k = Kernel()
         tensors = [(t.dtype, t.shape) for t in inputs]

@@ -1,4 +1,4 @@
-"""Numbers made while the model runs. Whole numbers that are functions of the sizes cost nothing; others are 0-d tensors."""
+"""Numbers made while the model runs: functions of the sizes cost nothing, others are 0-d tensors."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from backends.tvm.dtypes import Refused, axis_of, cast, widest, wide
+from backends.tvm.dtypes import Refused, axis_of, cast, wide, widest
 from backends.tvm.pointwise import result_type
 from backends.tvm.scope import Emitter, Kernel, Scope, Tensor, aligned
 from ir import Arg, Dim, DimRange, Node, Value, evaluate, show_dim, symbols_of
@@ -278,7 +278,11 @@ def flip(s: Scope, node: Node, x: Value, dims: tuple[int, ...]) -> Tensor:
     rank, shape = x.tensor.rank, x.tensor.shape
     axes = {d % rank for d in dims}
     return moved(
-        s, "flip", s[x], shape, lambda k, index: [k.dim(shape[d]) - 1 - i if d in axes else i for d, i in enumerate(index)]
+        s,
+        "flip",
+        s[x],
+        shape,
+        lambda k, index: [k.dim(shape[d]) - 1 - i if d in axes else i for d, i in enumerate(index)],
     )
 
 
@@ -295,9 +299,7 @@ def roll(s: Scope, node: Node, x: Value, shifts: Arg, dims: Arg = ()) -> Tensor:
         by[axis] = by.get(axis, 0) + s.size(move)
 
     def back(k: Kernel, index: Sequence[Any]) -> Sequence[Any]:
-        return [
-            tirx.floormod(i - k.dim(by[d]), k.dim(tensor.shape[d])) if d in by else i for d, i in enumerate(index)
-        ]
+        return [tirx.floormod(i - k.dim(by[d]), k.dim(tensor.shape[d])) if d in by else i for d, i in enumerate(index)]
 
     return s.reshape(moved(s, "roll", tensor, tensor.shape, back), shape_of(node))
 
@@ -335,7 +337,9 @@ def meshgrid(s: Scope, node: Node, tensors: tuple[Value, ...], indexing: Arg = "
     if indexing == "xy" and len(tensors) > 1:
         order[0], order[1] = 1, 0
     return [
-        moved(s, "meshgrid", s[t], v.tensor.shape, lambda k, index, a=order[i], r=t.tensor.rank: [index[a]] if r else [])
+        moved(
+            s, "meshgrid", s[t], v.tensor.shape, lambda k, index, a=order[i], r=t.tensor.rank: [index[a]] if r else []
+        )
         for i, (t, v) in enumerate(zip(tensors, node.results, strict=True))
     ]
 

@@ -128,6 +128,35 @@ def test_int8_products_are_exact(kind: str, level: str, tmp_path: Path) -> None:
         torch.testing.assert_close(run(inputs), want, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("level", ["vnni", "avx2", "portable"])
+@pytest.mark.parametrize("kind", ["int4", "int8"])
+def test_weights_of_few_bits_are_read_as_they_are_stored(kind: str, level: str, tmp_path: Path) -> None:
+    if not flags_here().issuperset(named(level).flags):
+        assert cpu_here().level != level
+        return
+    graph = Graph("weights", {"n": DimRange(1, 64)})
+    x = graph.add_input("input", "x", TensorType(torch.float32, (symbol("n"), 3, 64)))
+    made = torch.Generator().manual_seed(0)
+    bias = graph.add_param("b", torch.randn(50, generator=made))
+    if kind == "int4":
+        codes = graph.add_param("w", torch.randint(0, 256, (50, 32), generator=made, dtype=torch.uint8))
+        scale = graph.add_param("s", torch.rand(50, 2, generator=made) * 0.1)
+        weight = graph.insert(op("penstock.dequantize_int4.default"), codes, scale, 32).result
+    else:
+        codes = graph.add_param("w", torch.randint(-127, 128, (50, 64), generator=made, dtype=torch.int8))
+        scale = graph.add_param("s", torch.rand(50, generator=made) * 0.01)
+        name = "quantized_decomposed.dequantize_per_channel.default"
+        weight = graph.insert(op(name), codes, scale, None, 0, -127, 127, torch.int8).result
+    graph.returns(graph.insert(op("aten.linear.default"), x, weight, bias).result)
+    run = engine_of(graph, tmp_path, level)
+    assert run.facts()["weight_only_matmuls"] == run.facts()["matmuls"] == 1
+    told = json.loads((tmp_path / "engine.tvm.json").read_text())["arguments"]
+    assert [kind for kind, _ in told] == ["input", "packed", "packed", "packed"]  # the float weight is made nowhere
+    for rows in (1, 7):
+        inputs = {"x": torch.randn(rows, 3, 64, generator=torch.Generator().manual_seed(rows))}
+        torch.testing.assert_close(run(inputs), interpret(graph, inputs), rtol=1e-5, atol=1e-4)
+
+
 def _flow(text: str) -> Graph:
     torch.manual_seed(0)
     graph = parse(text.lstrip(), {"w": torch.randn(4, 4) * 0.5})
@@ -214,7 +243,8 @@ import tvm
 from safetensors.numpy import load_file
 folder = pathlib.Path(sys.argv[1])
 told = json.loads((folder / "engine.tvm.json").read_text())
-weights = {"param": load_file(folder / "weights.safetensors"), "packed": load_file(folder / "engine.packed.safetensors")}
+weights = {"param": load_file(folder / "weights.safetensors")}
+weights["packed"] = load_file(folder / "engine.packed.safetensors")
 given = load_file(folder / "given.safetensors")
 args = [tvm.runtime.tensor(weights[k][n] if k in weights else given[n]) for k, n in told["arguments"]]
 machine = tvm.runtime.vm.VirtualMachine(tvm.runtime.load_module(str(folder / "engine.so")), tvm.cpu())

@@ -119,6 +119,7 @@ def test_targets_are_no_command_lines() -> None:
         tvm.target.Target("llvm -mcpu=haswell")
 
 
+@pytest.mark.slow  # importing one intrinsic parses all of them: twenty seconds
 def test_the_shipped_vnni_intrinsic_does_not_compile() -> None:
     """``int8``: our own call of the instruction."""
     import tvm

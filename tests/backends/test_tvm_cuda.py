@@ -21,7 +21,7 @@ from ir.errors import BuildError, MissingError, ResourceError
 from ir.weights import save
 from tests.backends.cuda_on_cpu.models import block
 from tests.backends.cuda_on_cpu.run import graph_of
-from tests.backends.test_flow import EXIT
+from tests.conformance.regions import EXIT
 
 ROOT = Path(__file__).parents[2]
 L4 = Device("l4", "cuda", 89)
@@ -46,7 +46,7 @@ def test_builds_a_library_for_a_gpu_that_is_not_here(tmp_path: Path) -> None:
     assert any("never run" in remark for remark in built.remarks)
     assert built.requires["cuda"].startswith("a GPU of compute capability 8.9")
     assert heard[0] == "emit" and "nvrtc" in heard
-    with pytest.raises(BuildError, match="holds? sm_89|with sm_89, where sm_90"):
+    with pytest.raises(BuildError, match="a library with sm_89, where sm_90"):
         cubins.checked((tmp_path / "block.so").read_bytes(), 90)
     with pytest.raises(MissingError):  # here is no driver and no GPU
         Tvm().load(tmp_path, stem="block")
@@ -90,7 +90,8 @@ def test_proof_wants_each_side_behind_its_jump(yes: str, no: str, more: str, laz
 def test_branches_run_lazily_on_an_emulated_gpu() -> None:
     found = in_process("branches")
     assert max(found["exit"]["errors"] + found["nested"]["errors"]) < 1e-6
-    assert found["exit"]["launches"] == [3, 5]  # the side without matmuls launches two kernels less
+    taken, untaken = found["exit"]["launches"]
+    assert untaken == taken + 2  # the side with two matmuls launches two kernels more
 
 
 def test_tensor_core_kernels_compute_right_on_an_emulated_gpu() -> None:
@@ -165,7 +166,7 @@ def test_orin_needs_a_linker_for_its_processor(monkeypatch: pytest.MonkeyPatch) 
     assert compile.linker_for(orin.host)[0] == "aarch64-linux-gnu-ld"
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingError, match="aarch64|no linker"):
+    with pytest.raises(MissingError, match="no linker for aarch64"):
         compile.linker_for(orin.host)
 
 

@@ -45,7 +45,7 @@ def attention(
 ) -> Tensor:
     """``softmax(q k' scale + mask) v`` in float32; ``side`` is how the result lies. ``mask``: f32, added."""
     from tvm import tirx
-    from tvm.tirx.script.builder import ir as I  # noqa: E741, N812
+    from tvm.tirx.script.builder import ir as I  # noqa: N812
 
     batch, heads, rows_, depth = (q.size(i) for i in range(4))
     keys, wide = k.size(2), v.size(3)
@@ -191,7 +191,15 @@ def _softmax(
 
 
 def _values(
-    scores: Any, vs: Any, out: Any, v: Heads, side: bool, place: Sequence[Any], sizes: Sequence[int], limit: Any, panels: Any
+    scores: Any,
+    vs: Any,
+    out: Any,
+    v: Heads,
+    side: bool,
+    place: Sequence[Any],
+    sizes: Sequence[int],
+    limit: Any,
+    panels: Any,
 ) -> None:
     b, h, g, first = place
     size, width, wide, lanes = sizes

@@ -21,7 +21,7 @@ def read(buffer: Any, index: Sequence[Any], lanes: int) -> Any:
 
 def write(buffer: Any, value: Any, index: Sequence[Any], lanes: int) -> None:
     """Store a vector along the last dim."""
-    from tvm.tirx.script.builder import ir as I  # noqa: E741, N812
+    from tvm.tirx.script.builder import ir as I  # noqa: N812
 
     I.buffer_store(buffer, value, [*index[:-1], ramp(index[-1], lanes)])
 
@@ -51,7 +51,7 @@ class Tile:
     """Vectors that stay in registers: ``rows`` by ``vectors`` of ``lanes``."""
 
     def __init__(self, rows: int, vectors: int, lanes: int, dtype: str = "float32") -> None:
-        from tvm.tirx.script.builder import ir as I  # noqa: E741, N812
+        from tvm.tirx.script.builder import ir as I  # noqa: N812
 
         self.rows, self.vectors, self.lanes = rows, vectors, lanes
         self._buffer = I.alloc_buffer((rows * vectors * lanes,), dtype, scope="local")

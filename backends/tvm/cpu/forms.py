@@ -11,7 +11,7 @@ import torch
 from backends.tvm import attention as neutral_attention
 from backends.tvm import norms, products, reductions
 from backends.tvm.cpu import attention as own_attention
-from backends.tvm.cpu import gemm, int8_forms, rows
+from backends.tvm.cpu import convolution, gemm, int8_forms, rows, weight_only
 from backends.tvm.cpu.functions import FastFunctions
 from backends.tvm.cpu.fusion import epilogue_of
 from backends.tvm.cpu.target import Cpu
@@ -29,6 +29,8 @@ def forms_of(cpu: Cpu) -> Forms:
         "aten.linear.default": _with(cpu, linear),
         "aten.addmm.default": _with(cpu, addmm),
         **{f"aten.{n}.default": _with(cpu, matmul) for n in ("mm", "matmul")},
+        **{f"aten.conv{n}d.{o}": _with(cpu, convolution.convolution) for n in (1, 2) for o in ("default", "padding")},
+        "aten.convolution.default": _with(cpu, convolution.any_convolution),
         "aten.layer_norm.default": _with(cpu, layer_norm),
         "aten.rms_norm.default": _with(cpu, rms_norm),
         **{f"aten.{n}": _with(cpu, softmax) for n in ("softmax.int", "_softmax.default")},
@@ -57,7 +59,9 @@ def _product(s: Scope, cpu: Cpu, node: Node, x: Value, weight: Value, bias: Arg,
         return None
     tensor = s[x] if s[x].rank > 1 else s.reshape(s[x], (1, *s[x].shape))
     epilogue, last = epilogue_of(s, node)
-    made = gemm.linear(s, cpu, tensor, s[weight], added, transposed, epilogue)
+    content = s.emission.graph.weights[s[weight].param]
+    name, matrix = (s[weight].param, content) if transposed else (f"{s[weight].param}:turned", content.t())
+    made = gemm.linear(s, cpu, tensor, name, matrix, added, epilogue)
     made = s.reshape(made, node.results[0].tensor.shape)
     for ahead in last:
         s.ahead[ahead] = [made]
@@ -67,7 +71,45 @@ def _product(s: Scope, cpu: Cpu, node: Node, x: Value, weight: Value, bias: Arg,
 def linear(s: Scope, cpu: Cpu, node: Node, x: Value, weight: Value, bias: Arg = None) -> Tensor:
     """``aten.linear``."""
     made = _product(s, cpu, node, x, weight, bias, transposed=True)
+    if made is None:
+        made = _few_bits(s, cpu, node, x, weight, bias)
     return made if made is not None else products.linear(s, node, x, weight, bias)
+
+
+def _few_bits(s: Scope, cpu: Cpu, node: Node, x: Value, weight: Value, bias: Arg) -> Tensor | None:
+    """A linear whose weight is dequantized: the kernel reads it as it is stored."""
+    maker, added = weight.producer, s.weight(bias) if isinstance(bias, Value) else None
+    if maker is None or s[x].dtype != _F32 or weight.tensor.dtype != _F32 or s[x].rank < 1:
+        return None
+    if bias is not None and (added is None or added.dtype != _F32):
+        return None
+    operands = [v for v in maker.args if isinstance(v, Value)]
+    if any(v not in s.values or not s[v].param for v in operands):
+        return None
+    tensor = s[x] if s[x].rank > 1 else s.reshape(s[x], (1, *s[x].shape))
+    if maker.op.name == "penstock.dequantize_int4.default":
+        block = maker.arg(2, "block")
+        if not isinstance(block, int) or block % 2:
+            return None
+        epilogue, last = epilogue_of(s, node)
+        made = weight_only.linear_int4(s, cpu, tensor, s[operands[0]], s[operands[1]], block, added, epilogue)
+    elif maker.op.name == "quantized_decomposed.dequantize_per_channel.default":
+        codes, zeros = s.weight(operands[0]), s.weight(operands[2]) if len(operands) > 2 else None
+        if (
+            maker.args[3] != 0
+            or codes is None
+            or codes.dtype != torch.int8
+            or (zeros is not None and bool(zeros.any()))
+        ):
+            return None
+        epilogue, last = epilogue_of(s, node)
+        made = weight_only.linear_int8(s, cpu, tensor, s[operands[0]], s[operands[1]], added, epilogue)
+    else:
+        return None
+    made = s.reshape(made, node.results[0].tensor.shape)
+    for later in last:
+        s.ahead[later] = [made]
+    return made
 
 
 def addmm(s: Scope, cpu: Cpu, node: Node, c: Value, a: Value, b: Value, beta: Arg = 1, alpha: Arg = 1) -> Tensor:

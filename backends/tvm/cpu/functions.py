@@ -48,9 +48,7 @@ class FastFunctions(Functions):
         def of_clamped(given: Any, held: Any) -> Any:
             return bound(
                 tirx.nearbyint(held * like(_LOG2E, x)),
-                lambda n: bound(
-                    held - n * like(_LN2_HIGH, x) - n * like(_LN2_LOW, x), lambda r: of_parts(given, n, r)
-                ),
+                lambda n: bound(held - n * like(_LN2_HIGH, x) - n * like(_LN2_LOW, x), lambda r: of_parts(given, n, r)),
             )
 
         return bound(x, lambda v: bound(_clamped(v, _LEAST, _MOST), lambda held: of_clamped(v, held)))
@@ -59,7 +57,13 @@ class FastFunctions(Functions):
         """A ratio of polynomials."""
         if not _single(x):
             return super().tanh(x)
-        return bound(x, lambda v: bound(_clamped(v, -7.90531110763549805, 7.90531110763549805), lambda held: _ratio(_TANH_TOP, _TANH_BOTTOM, held)))
+        return bound(
+            x,
+            lambda v: bound(
+                _clamped(v, -7.90531110763549805, 7.90531110763549805),
+                lambda held: _ratio(_TANH_TOP, _TANH_BOTTOM, held),
+            ),
+        )
 
     def erf(self, x: Any) -> Any:
         """A ratio of polynomials."""
@@ -134,5 +138,3 @@ def _clamped(x: Any, low: float, high: float) -> Any:
 
     held = tirx.Select(x < like(low, x), like(low, x), x)
     return tirx.Select(held > like(high, x), like(high, x), held)
-
-

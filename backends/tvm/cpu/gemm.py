@@ -22,7 +22,6 @@ _TILES = {16: (8, 48), 8: (6, 16), 4: (4, 8)}  # lanes -> rows and columns that 
 _BLOCK = 64  # rows of a task
 
 
-
 @dataclass(frozen=True)
 class Epilogue:
     """What happens to a result before it is stored.
@@ -51,24 +50,19 @@ def packed_panels(weight: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def linear(
-    s: Scope, cpu: Cpu, x: Tensor, weight: Tensor, bias: torch.Tensor | None, transposed: bool, epilogue: Epilogue
+    s: Scope, cpu: Cpu, x: Tensor, name: str, weight: torch.Tensor, bias: torch.Tensor | None, epilogue: Epilogue
 ) -> Tensor:
-    """``x @ weight^T + bias`` in float32; ``transposed``: the weight lies as [n, k]."""
-    content = s.emission.graph.weights[weight.param]
+    """``x @ weight^T + bias`` in float32; ``weight`` [N, K], ``name`` says which one it is."""
     rows, width = tile_of(cpu)
-    depth = x.shape[-1]
-    outs = int(content.shape[0] if transposed else content.shape[1])
-    side = "nk" if transposed else "kn"
-    panels = s.pack(
-        f"{weight.param}:{side}{width}", lambda: packed_panels(content if transposed else content.t(), width)
-    )
+    depth, outs = x.shape[-1], int(weight.shape[0])
+    panels = s.pack(f"{name}:panels{width}", lambda: packed_panels(weight, width))
     assert isinstance(depth, int)
     count: Dim = 1
     for dim in x.shape[:-1]:
         count = count * dim
     inputs = [s.reshape(x, (count, depth)), panels]
     if bias is not None:
-        inputs.append(_padded_bias(s, weight.param, bias, panels))
+        inputs.append(_padded_bias(s, name, bias, panels))
     if epilogue.residual is not None:
         inputs.append(s.reshape(epilogue.residual, (count, outs)))
 
@@ -87,7 +81,9 @@ def linear(
             with serial(depth) as step:
                 for i in range(height):
                     for j in range(vectors):
-                        acc[i, j] = acc[i, j] + spread(a[row + i, step], lanes) * read(b, [panel, step, j * lanes], lanes)
+                        acc[i, j] = acc[i, j] + spread(a[row + i, step], lanes) * read(
+                            b, [panel, step, j * lanes], lanes
+                        )
             finish(acc)
 
         walk(k.dim(count), outs, width, rows, cpu.lanes, tile, store(out, epilogue.activation, added, width))
@@ -110,7 +106,9 @@ def _padded_bias(s: Scope, name: str, bias: torch.Tensor, panels: Tensor) -> Ten
 def store(out: Any, activation: Callable[[Any], Any] | None, added: Any, width: int) -> Any:
     """Write a finished tile: ``(tile, row, panel, columns, transform)``."""
 
-    def run(acc: Tile, row: Any, panel: Any, columns: int, change: Callable[[Any, int, int], Any] | None = None) -> None:
+    def run(
+        acc: Tile, row: Any, panel: Any, columns: int, change: Callable[[Any, int, int], Any] | None = None
+    ) -> None:
         lanes = acc.lanes
         for i in range(acc.rows):
             for j in range(acc.vectors):
@@ -186,13 +184,13 @@ def _smaller(rows: int) -> Sequence[int]:
 
 def serial(stop: Any) -> Any:
     """A loop from zero."""
-    from tvm.tirx.script.builder import ir as I  # noqa: E741, N812
+    from tvm.tirx.script.builder import ir as I  # noqa: N812
 
     return I.serial(index(0), index(stop) if isinstance(stop, int) else stop)
 
 
 def parallel(stop: Any) -> Any:
     """A loop from zero over the threads."""
-    from tvm.tirx.script.builder import ir as I  # noqa: E741, N812
+    from tvm.tirx.script.builder import ir as I  # noqa: N812
 
     return I.parallel(index(0), index(stop) if isinstance(stop, int) else stop)

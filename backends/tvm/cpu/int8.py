@@ -161,9 +161,8 @@ def linear(
         padded[:outs] = tensor
         return padded.reshape(many, width)
 
-    inputs = [
-        q, panels, s.pack(f"{name}:start{width}", lambda: vector(start)), s.pack(f"{name}:scale{width}", lambda: vector(scale))
-    ]  # fmt: skip
+    first_, by_ = (s.pack(f"{name}:{w}{width}", lambda t=t: vector(t)) for w, t in (("start", start), ("scale", scale)))
+    inputs = [q, panels, first_, by_]
     if bias is not None:
         inputs.append(s.pack(f"{name}:bias{width}", lambda: vector(bias)))
     if steps.range_ is not None:
@@ -217,7 +216,9 @@ def _accumulate(acc: Tile, a: Any, b: Any, panel: Any, row: Any, deep: int, grou
             for i in range(acc.rows):
                 four = tirx.reinterpret(f"int8x{4 * lanes}", spread(a[row + i, step], lanes))
                 for j in range(acc.vectors):
-                    acc[i, j] = _intrinsic(f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", acc[i, j].ty.dtype, acc[i, j], four, weights(step, j))
+                    acc[i, j] = _intrinsic(
+                        f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", acc[i, j].ty.dtype, acc[i, j], four, weights(step, j)
+                    )
         return
     with serial(deep // 4) as word:
         for part in range(4 // group):

@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import Any
 
 _LEVELS = (  # best first: name, LLVM's processor, flags needed, floats per vector
-    ("amx", "sapphirerapids", ("amx_int8", "amx_tile", "avx512_vnni", "avx512f", "avx512bw", "avx512vl", "avx512dq"), 16),
+    (
+        "amx",
+        "sapphirerapids",
+        ("amx_int8", "amx_tile", "avx512_vnni", "avx512f", "avx512bw", "avx512vl", "avx512dq"),
+        16,
+    ),
     ("vnni", "icelake-server", ("avx512_vnni", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vbmi2"), 16),
     ("vnni", "cascadelake", ("avx512_vnni", "avx512f", "avx512bw", "avx512vl", "avx512dq"), 16),
     ("avx512", "skylake-avx512", ("avx512f", "avx512bw", "avx512vl", "avx512dq"), 16),

@@ -19,7 +19,7 @@ import torch
 from ir import Graph, interpret, parse
 from tests.backends.cuda_on_cpu.emulator import Emulator
 from tests.backends.cuda_on_cpu.models import block, int8
-from tests.backends.test_flow import EXIT, NESTED
+from tests.conformance.regions import EXIT, NESTED
 
 Inputs = Mapping[str, torch.Tensor]
 

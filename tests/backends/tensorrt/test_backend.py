@@ -13,6 +13,7 @@ from backends import BuildOptions, Device, backend
 from backends.base import DEFAULT
 from backends.tensorrt import backend as module
 from backends.tensorrt.engine import check_header
+from backends.tensorrt.legality import why_not
 from backends.tensorrt.library import RTX, library, session, version
 from backends.tensorrt.requirements import Requirements, read_requirements
 from ir import Graph, interpret, parse
@@ -47,6 +48,14 @@ def _folder(graph: Graph, folder: Path) -> Path:
 )
 def test_why_not(capability: int, words: str) -> None:
     assert words in TENSORRT.why_not(Device("x", "cuda", capability))
+
+
+def test_datacenter_builds_for_the_gpu_that_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "present only" in why_not(H100, rtx=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    assert why_not(H100, rtx=False) == "" and "present only" in why_not(L4, rtx=False)
 
 
 @pytest.mark.parametrize("capability", [75, 80, 86, 89, 120, 121])
@@ -111,7 +120,7 @@ def test_build_tells_what_it_made(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_equal_builds_give_equal_bytes(tmp_path: Path) -> None:
-    from tests.backends.test_flow import NESTED
+    from tests.backends.tensorrt.flows import NESTED
 
     graph = parse(NESTED.lstrip(), {"w": torch.eye(4)})
     plans = []
