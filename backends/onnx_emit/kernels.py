@@ -65,9 +65,9 @@ def _openvino_fault(node: Node, word: str, first: torch.dtype) -> str:
     if node.op.name in PRODUCTS and word != "outer" and not first.is_floating_point:
         return "OpenVINO multiplies matrices of whole numbers in float32; cast to float32 before, or use int8 operators"
     floating = any(d.is_floating_point for d in results)
-    floors = word == "div" and node.arg(2, "rounding_mode", None) == "floor"
-    if floating and (word in _INEXACT or floors):
-        return "OpenVINO's remainder of floats is not exact; compute it in whole numbers"
+    rounds = word == "div" and node.arg(2, "rounding_mode", None) is not None
+    if floating and (word in _INEXACT or rounds):
+        return "OpenVINO's quotients and remainders of floats are not exact enough to be rounded; use whole numbers"
     if first == torch.bool and word in ("sort", "argsort", "topk"):
         return "OpenVINO does not order truth values; cast to int32 before"
     if word == "pow" and not floating and node.arg(1, "exponent", None) not in (1, 2):
