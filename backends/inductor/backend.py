@@ -4,7 +4,7 @@ A package is native code: loading it runs it. ``load`` belongs on the payload of
 was checked, and on nothing else. Nothing in it is unpickled.
 
 Weights stay in ``weights.safetensors`` and are mapped, not copied: the library reads them where they lie, and a
-package takes two megabytes instead of the size of the model. Tensors of at most eight elements are literals of the
+package takes half a megabyte instead of the size of the model. Tensors of at most eight elements are literals of the
 C++, so a threshold that is to be changed later must be an input of the model.
 """
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import torch
+
+from backends.onnx_emit.arithmetic import clamp
 from backends.onnx_emit.dtypes import Refused, number
 from backends.onnx_emit.pointwise import Emitter, result_type
 from backends.onnx_emit.scope import Scope
@@ -12,8 +15,8 @@ from ir import Arg, Node, Value
 
 
 def relu(s: Scope, node: Node, x: Value) -> str:
-    """``max(x, 0)``; ONNX has it for signed numbers."""
-    return s.op("Relu", s[x])
+    """``max(x, 0)``; engines have it for floats."""
+    return s.op("Relu", s[x]) if result_type(node).is_floating_point else clamp(s, node, x, 0)
 
 
 def relu6(s: Scope, node: Node, x: Value) -> str:
@@ -54,7 +57,7 @@ def selu(s: Scope, node: Node, x: Value) -> str:
 
 def celu(s: Scope, node: Node, x: Value, alpha: Arg = 1.0) -> str:
     """``aten.celu``."""
-    return s.op("Celu", s[x], alpha=number(alpha))
+    return elu(s, node, x, alpha, 1, 1 / number(alpha))
 
 
 def softplus(s: Scope, node: Node, x: Value, beta: Arg = 1, threshold: Arg = 20) -> str:
@@ -98,7 +101,7 @@ def prelu(s: Scope, node: Node, x: Value, weight: Value) -> str:
     rank, slope = x.tensor.rank, s[weight]
     if weight.tensor.rank == 1 and rank > 2 and weight.tensor.shape != (1,):
         slope = s.op("Reshape", slope, s.ints(-1, *[1] * (rank - 2)))
-    return s.op("Where", s.op("Less", s[x], s.const(0, result_type(node))), s.op("Mul", s[x], slope), s[x])
+    return s.op("Where", s.op("Greater", s[x], s.const(0, result_type(node))), s[x], s.op("Mul", s[x], slope))
 
 
 def glu(s: Scope, node: Node, x: Value, dim: int = -1) -> str:
@@ -110,8 +113,8 @@ def glu(s: Scope, node: Node, x: Value, dim: int = -1) -> str:
 def threshold(s: Scope, node: Node, x: Value, limit: Arg, value: Arg) -> str:
     """``x`` above the limit, else a number."""
     dtype = result_type(node)
-    above = s.op("Greater", s[x], s.tensor(limit, dtype))
-    return s.op("Where", above, s[x], s.tensor(value, dtype))
+    below = s.op("LessOrEqual", s[x], s.tensor(limit, dtype))  # NaN stays
+    return s.op("Where", below, s.tensor(value, dtype), s[x])
 
 
 def logit(s: Scope, node: Node, x: Value, eps: Arg = None) -> str:
@@ -138,12 +141,20 @@ def softmax(log: bool = False) -> Emitter:
 
 def softshrink(s: Scope, node: Node, x: Value, lambd: Arg = 0.5) -> str:
     """``aten.softshrink``."""
-    return s.op("Shrink", s[x], lambd=number(lambd), bias=number(lambd))
+    dtype = result_type(node)
+    near, by = _within(s, s[x], lambd, dtype), s.tensor(lambd, dtype)
+    moved = s.op("Where", s.op("Greater", s[x], by), s.op("Sub", s[x], by), s.op("Add", s[x], by))
+    return s.op("Where", near, s.const(0, dtype), moved)
 
 
 def hardshrink(s: Scope, node: Node, x: Value, lambd: Arg = 0.5) -> str:
     """``aten.hardshrink``."""
-    return s.op("Shrink", s[x], lambd=number(lambd), bias=0.0)
+    dtype = result_type(node)
+    return s.op("Where", _within(s, s[x], lambd, dtype), s.const(0, dtype), s[x])
+
+
+def _within(s: Scope, x: str, bound: Arg, dtype: torch.dtype) -> str:
+    return s.op("LessOrEqual", s.op("Abs", x), s.tensor(bound, dtype))
 
 
 def erfc(s: Scope, node: Node, x: Value) -> str:
@@ -156,7 +167,8 @@ def sinc(s: Scope, node: Node, x: Value) -> str:
     """``sin(pi x) / (pi x)``."""
     dtype = result_type(node)
     angle = s.op("Mul", s.tensor(x, dtype), s.const(math.pi, dtype))
-    at_zero = s.op("Equal", angle, s.const(0, dtype))
+    # below the normal numbers some engines divide by zero
+    at_zero = s.op("Less", s.op("Abs", angle), s.const(torch.finfo(dtype).tiny, dtype))
     one = s.const(1, dtype)
     return s.op("Where", at_zero, one, s.op("Div", s.op("Sin", angle), s.op("Where", at_zero, one, angle)))
 

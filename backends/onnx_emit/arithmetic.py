@@ -20,15 +20,14 @@ def add_sub(kind: str, swapped: bool = False) -> Emitter:
         dtype = result_type(node)
         if swapped:
             a, b = b, a
-        x, y = s.tensor(a, dtype), s.tensor(b, dtype)
-        if alpha != 1:
-            y = s.op("Mul", y, s.tensor(alpha, dtype))
         if dtype == torch.bool:
-            return s.op("Or", x, y)
+            return s.op("Or", s.tensor(a, dtype), s.tensor(b, dtype)) if alpha else s.tensor(a, dtype)
         if b == 0 and not isinstance(b, Value):
-            return x
-        wide = wider(dtype)
-        return s.cast(s.op(kind, s.cast(x, dtype, wide), s.cast(y, dtype, wide)), wide, dtype)
+            return s.tensor(a, dtype)
+        wide, (x, y) = pair(s, dtype, a, b)
+        if alpha != 1:
+            y = s.op("Mul", y, s.tensor(alpha, wide))
+        return s.cast(s.op(kind, x, y), wide, dtype)
 
     return emit
 
@@ -54,7 +53,7 @@ def divide_mode(s: Scope, node: Node, a: Arg, b: Arg, rounding_mode: Arg = None)
     if rounding_mode == "floor":
         return floor_divide(s, node, a, b)
     dtype = result_type(node)
-    quotient = s.op("Div", s.tensor(a, dtype), s.tensor(b, dtype))
+    quotient = widened(s, "Div", a, b, dtype)
     return quotient if not dtype.is_floating_point else _trunc(s, quotient, dtype)
 
 
@@ -67,10 +66,17 @@ def _signs_differ(s: Scope, a: str, b: str, dtype: torch.dtype) -> str:
     return s.op("Xor", s.op("Less", a, zero), s.op("Less", b, zero))
 
 
+def _precise_pair(s: Scope, dtype: torch.dtype, a: Arg, b: Arg) -> tuple[torch.dtype, list[str]]:
+    """Operands in a type in which a quotient is not rounded to a whole number by accident."""
+    if dtype not in (torch.float16, torch.bfloat16):
+        return pair(s, dtype, a, b)
+    return torch.float32, [s.cast(s.tensor(v, dtype), dtype, torch.float32) for v in (a, b)]
+
+
 def floor_divide(s: Scope, node: Node, a: Arg, b: Arg) -> str:
     """Division rounded down, as torch does it: from the remainder, so that no rounding error is floored."""
     narrow = result_type(node)
-    dtype, (x, y) = pair(s, narrow, a, b)
+    dtype, (x, y) = _precise_pair(s, narrow, a, b)
     zero, one = s.const(0, dtype), s.const(1, dtype)
     if not dtype.is_floating_point:
         quotient = s.op("Div", x, y)
@@ -84,31 +90,33 @@ def floor_divide(s: Scope, node: Node, a: Arg, b: Arg) -> str:
     floored = s.op("Floor", quotient)
     far = s.op("Greater", s.op("Sub", quotient, floored), s.const(0.5, dtype))
     floored = s.op("Where", far, s.op("Add", floored, one), floored)
-    return s.op("Where", s.op("Equal", y, zero), s.op("Div", x, y), floored)
+    return s.cast(s.op("Where", s.op("Equal", y, zero), s.op("Div", x, y), floored), dtype, narrow)
 
 
 def remainder(s: Scope, node: Node, a: Arg, b: Arg) -> str:
     """Python's modulo: the sign of the divisor."""
     narrow = result_type(node)
-    dtype, (x, y) = pair(s, narrow, a, b)
+    dtype, (x, y) = _precise_pair(s, narrow, a, b)
     if not dtype.is_floating_point:
         return s.cast(s.op("Mod", x, y), dtype, narrow)
     rest = s.op("Mod", x, y, fmod=1)
     other = s.op("And", s.op("Not", s.op("Equal", rest, s.const(0, dtype))), _signs_differ(s, rest, y, dtype))
-    return s.op("Where", other, s.op("Add", rest, y), rest)
+    return s.cast(s.op("Where", other, s.op("Add", rest, y), rest), dtype, narrow)
 
 
 def fmod(s: Scope, node: Node, a: Arg, b: Arg) -> str:
     """C's modulo: the sign of the dividend."""
     narrow = result_type(node)
-    dtype, (x, y) = pair(s, narrow, a, b)
+    dtype, (x, y) = _precise_pair(s, narrow, a, b)
     return s.cast(s.op("Mod", x, y, fmod=1), dtype, narrow)
 
 
 def power(s: Scope, node: Node, a: Arg, b: Arg) -> str:
     """``aten.pow``; the exponents that models use become cheaper operators."""
-    dtype = result_type(node)
-    x = s.tensor(a, dtype)
+    narrow = result_type(node)
+    dtype, (x, y) = pair(s, narrow, a, b)
+    if dtype != narrow:
+        return s.cast(s.op("Pow", x, y), dtype, narrow)
     if b == 2:
         return s.op("Mul", x, x)
     if b == 1:
@@ -117,7 +125,7 @@ def power(s: Scope, node: Node, a: Arg, b: Arg) -> str:
         return s.op("Sqrt", x)
     if b == -0.5:
         return s.op("Reciprocal", s.op("Sqrt", x))
-    return s.op("Pow", x, s.tensor(b, dtype))
+    return s.op("Pow", x, y)
 
 
 def rsqrt(s: Scope, node: Node, x: Value) -> str:
@@ -216,6 +224,8 @@ def arctan2(s: Scope, node: Node, a: Value, b: Value) -> str:
     dtype = result_type(node)
     y, x = s.tensor(a, dtype), s.tensor(b, dtype)
     zero, pi, half = (s.const(v, dtype) for v in (0, math.pi, math.pi / 2))
+    far = s.op("And", *(s.op("Equal", s.op("Abs", v), s.const(math.inf, dtype)) for v in (y, x)))
+    y, x = (s.op("Where", far, s.op("Sign", v), v) for v in (y, x))
     base = s.op("Atan", s.op("Div", y, x))
     turn = s.op("Where", s.op("Less", y, zero), s.op("Neg", pi), pi)
     base = s.op("Where", s.op("Less", x, zero), s.op("Add", base, turn), base)

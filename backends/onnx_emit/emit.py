@@ -71,6 +71,8 @@ class Writer:
     A backend with primitives of its own overrides ``form``, ``fault`` and ``region``, and brings its own ``Scope``.
     """
 
+    noun = "ONNX"
+
     def __init__(self, emission: Emission) -> None:
         self._emission = emission
         self._graph = emission.graph
@@ -177,7 +179,7 @@ class Writer:
 
     def _decomposed(self, scope: Scope, node: Node) -> list[str]:
         if self._inside:  # core operators are the end: what is left has parts no more
-            raise Refused("no ONNX form is known; write it with other operators")
+            raise Refused(f"no {self.noun} form is known; write it with other operators")
         before, self._inside = len(self.faults), True
         try:
             names = decomposed(scope, node, self.block)
@@ -186,7 +188,7 @@ class Writer:
         if len(self.faults) > before:  # told of the node that the user wrote, not of its parts
             parts = ", ".join(sorted({fault.op for fault in self.faults[before:]}))
             del self.faults[before:]
-            raise Refused(f"no ONNX form is known, nor of its parts {parts}")
+            raise Refused(f"no {self.noun} form is known, nor of its parts {parts}")
         return names
 
     def _node(self, scope: Scope, node: Node) -> list[str]:

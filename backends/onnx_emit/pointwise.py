@@ -181,7 +181,7 @@ _FLOAT_UNARY = {
 _COPIES = (
     "to.dtype", "to.dtype_layout", "to.device", "to.other", "_to_copy.default", "type_as.default", "clone.default",
     "alias.default", "detach.default", "contiguous.default", "lift_fresh_copy.default", "lift_fresh.default",
-    "lift.default", "_conj.default", "resolve_conj.default",
+    "lift.default", "resolve_conj.default",
     "resolve_neg.default", "positive.default",
 )  # fmt: skip
 _COMPARISONS = {"lt": "Less", "le": "LessOrEqual", "gt": "Greater", "ge": "GreaterOrEqual", "eq": "Equal"}

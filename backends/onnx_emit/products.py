@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
+
 from backends.onnx_emit.dtypes import Refused, dtype_of
 from backends.onnx_emit.pointwise import Emitter, result_type, wider
 from backends.onnx_emit.quantized import transposed_weight
@@ -15,27 +17,43 @@ def linear(s: Scope, node: Node, x: Value, weight: Value, bias: Arg = None) -> s
     """``x @ weight.T + bias``."""
     if weight.tensor.rank != 2:
         raise Refused("linear with a vector as weight")
-    product = s.op("MatMul", s[x], transposed_weight(s, weight))
-    return product if bias is None else s.op("Add", product, s.tensor(bias, result_type(node)))
+    dtype = result_type(node)
+    if not dtype.is_floating_point:
+        product = _product(s, s[x], s.transpose(s[weight], (1, 0)), dtype)
+    else:
+        product = s.op("MatMul", s[x], transposed_weight(s, weight))
+    return product if bias is None else _add(s, product, s.tensor(bias, dtype), dtype)
+
+
+def _product(s: Scope, a: str, b: str, dtype: torch.dtype) -> str:
+    """Matrices of narrow whole numbers are multiplied in int32, which wraps alike when narrowed."""
+    wide = wider(dtype)
+    return s.cast(s.op("MatMul", s.cast(a, dtype, wide), s.cast(b, dtype, wide)), wide, dtype)
+
+
+def _add(s: Scope, a: str, b: str, dtype: torch.dtype) -> str:
+    wide = wider(dtype)
+    return s.cast(s.op("Add", s.cast(a, dtype, wide), s.cast(b, dtype, wide)), wide, dtype)
 
 
 def matmul(s: Scope, node: Node, a: Value, b: Value, *_: Arg) -> str:
     """``matmul``, ``mm``, ``bmm``, ``mv``, ``dot``: ONNX broadcasts as torch does."""
-    return s.op("MatMul", s[a], s[b])
+    return _product(s, s[a], s[b], result_type(node))
 
 
 def scaled_sum(s: Scope, node: Node, bias: Value, a: Value, b: Value, beta: Arg = 1, alpha: Arg = 1) -> str:
     """``beta * bias + alpha * (a @ b)``."""
     dtype = result_type(node)
-    product = s.op("MatMul", s[a], s[b])
+    wide = wider(dtype)
+    product = s.op("MatMul", s.cast(s[a], dtype, wide), s.cast(s[b], dtype, wide))
     if alpha != 1:
-        product = s.op("Mul", product, s.tensor(alpha, dtype))
+        product = s.op("Mul", product, s.tensor(alpha, wide))
     if beta == 0:
-        return product
-    added = s.tensor(bias, dtype)
+        return s.cast(product, wide, dtype)
+    added = s.cast(s.tensor(bias, dtype), dtype, wide)
     if beta != 1:
-        added = s.op("Mul", added, s.tensor(beta, dtype))
-    return s.op("Add", product, added)
+        added = s.op("Mul", added, s.tensor(beta, wide))
+    return s.cast(s.op("Add", product, added), wide, dtype)
 
 
 def outer(s: Scope, node: Node, a: Value, b: Value) -> str:
@@ -51,7 +69,10 @@ def einsum(s: Scope, node: Node, equation: str, tensors: tuple[Value, ...], *_: 
     plain = equation.replace(" ", "")
     if len(tensors) == 2 and (made := _batched_product(s, plain, *tensors)) is not None:
         return made
-    return s.op("Einsum", *(s[t] for t in tensors), equation=plain)
+    dtype = result_type(node)
+    wide = dtype if dtype.is_floating_point else torch.int64
+    made = s.op("Einsum", *(s.cast(s[t], t.tensor.dtype, wide) for t in tensors), equation=plain)
+    return s.cast(made, wide, dtype)
 
 
 def _batched_product(s: Scope, equation: str, a: Value, b: Value) -> str | None:
@@ -73,13 +94,16 @@ def _batched_product(s: Scope, equation: str, a: Value, b: Value) -> str | None:
     first = s.transpose(s[a], [left.index(c) for c in (*batch, *rows, *summed)])
     second = s.transpose(s[b], [right.index(c) for c in (*batch, *summed, *columns)])
     made = [*batch, *rows, *columns]
-    return s.transpose(s.op("MatMul", first, second), [made.index(c) for c in result])
+    return s.transpose(_product(s, first, second, a.tensor.dtype), [made.index(c) for c in result])
 
 
 def bilinear(s: Scope, node: Node, a: Value, b: Value, weight: Value, bias: Arg = None) -> str:
     """``a @ W[n] @ b`` for each n."""
-    product = s.op("Einsum", s[a], s[weight], s[b], equation="...i,nij,...j->...n")
-    return product if bias is None else s.op("Add", product, s.tensor(bias, result_type(node)))
+    dtype = result_type(node)
+    wide = dtype if dtype.is_floating_point else torch.int64
+    parts = (s.cast(s[v], dtype, wide) for v in (a, weight, b))
+    product = s.cast(s.op("Einsum", *parts, equation="...i,nij,...j->...n"), wide, dtype)
+    return product if bias is None else _add(s, product, s.tensor(bias, dtype), dtype)
 
 
 def grouped(s: Scope, node: Node, *_: Arg) -> str:

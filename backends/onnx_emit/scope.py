@@ -21,6 +21,7 @@ from ir.weights import raw_bytes
 
 MICROSOFT = "com.microsoft"
 LONGEST = 2**63 - 1
+_WHOLE = 2**31 - 1
 _Found = TypeVar("_Found")
 
 
@@ -109,7 +110,8 @@ class Scope:
     def const(self, value: Any, dtype: torch.dtype) -> str:
         """A literal: a number, a list, or a small tensor."""
         try:
-            tensor = torch.as_tensor(value).to(dtype).contiguous()
+            exact = torch.as_tensor(value, dtype=torch.float64) if isinstance(value, float) else torch.as_tensor(value)
+            tensor = exact.to(dtype).contiguous()
         except (OverflowError, RuntimeError) as error:
             raise Refused(f"{value!r} is no {dtype}") from error
         content = bytes(raw_bytes(tensor))
@@ -129,6 +131,8 @@ class Scope:
 
     def weight(self, name: str, type_: TensorType) -> str:
         """A param: refers into the weights file, holds nothing."""
+        if self.flavor == "openvino" and type_.dtype == torch.int64 and _exceeds(self.emission.graph.weights.get(name)):
+            raise Refused("holds whole numbers beyond 32 bits, in which OpenVINO computes them")
         offset, length = self.emission.spans[name]
         made = self.emission.fresh(name)
         tensor = TensorProto(name=made, dims=type_.shape, data_type=onnx_type(type_.dtype))
@@ -156,6 +160,8 @@ class Scope:
             name = self.cast(self[arg], dtype_of(arg), dtype)
             return self.op("Squeeze", name, self.ints(0)) if isinstance(arg.type, ScalarType) else name
         if isinstance(arg, (bool, int, float)):
+            if self.flavor == "openvino" and isinstance(arg, int) and not dtype.is_floating_point and abs(arg) > _WHOLE:
+                raise Refused(f"{arg}: OpenVINO computes whole numbers in 32 bits")
             return self.const(arg, dtype)
         raise Refused(f"cannot compute with {arg!r}")
 
@@ -299,3 +305,10 @@ class Scope:
                 return found
             scope = scope.outer
         return None
+
+
+def _exceeds(weight: torch.Tensor | None) -> bool:
+    if weight is None or not weight.numel():
+        return False
+    low, high = (int(v) for v in torch.aminmax(weight))
+    return low < -_WHOLE - 1 or high > _WHOLE

@@ -137,19 +137,11 @@ def item(s: Scope, node: Node, x: Value) -> str:
     return s.cast(made, x.tensor.dtype, _kind(node))
 
 
-def is_nonzero(s: Scope, node: Node, x: Value) -> str:
-    """The truth of the only element."""
-    return s.cast(s.op("Reshape", s[x], s.ints(1)), x.tensor.dtype, torch.bool)
-
-
 SIZES: Mapping[str, Emitter] = {
     "aten.sym_size.int": sym_size,
-    "aten.size.int": sym_size,
     "aten.sym_numel.default": sym_numel,
-    "aten.numel.default": sym_numel,
     "aten.item.default": item,
     "aten._local_scalar_dense.default": item,
-    "aten.is_nonzero.default": is_nonzero,
     "sym.add": arithmetic("Add"),
     "sym.sub": arithmetic("Sub"),
     "sym.mul": arithmetic("Mul"),

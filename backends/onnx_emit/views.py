@@ -274,7 +274,13 @@ def roll(s: Scope, node: Node, x: Value, shifts: Arg, dims: Arg = ()) -> str:
 
 def pixel_shuffle(s: Scope, node: Node, x: Value, factor: int) -> str:
     """Channels to space, torch's order."""
-    return s.op("DepthToSpace", s[x], blocksize=factor, mode="CRD")
+    if x.tensor.dtype in (torch.float32, torch.float16):
+        return s.op("DepthToSpace", s[x], blocksize=factor, mode="CRD")
+    shape = s.join([s.ints(-1), s.ints(shape_of(node)[-3], factor, factor), s.size_of(x, -2), s.size_of(x, -1)])
+    apart = s.transpose(s.op("Reshape", s[x], shape), (0, 1, 4, 2, 5, 3))
+    rows, columns = (s.op("Mul", s.size_of(x, axis), s.ints(factor)) for axis in (-2, -1))
+    lead = [s.size_of(x, axis) for axis in range(x.tensor.rank - 3)]
+    return s.op("Reshape", apart, s.join([*lead, s.ints(shape_of(node)[-3]), rows, columns]))
 
 
 def meshgrid(s: Scope, node: Node, tensors: tuple[Value, ...], indexing: Arg = "ij") -> tuple[str, ...]:

@@ -94,6 +94,10 @@ def ready_for(graph: Graph, backend: Backend, device: Device = CPU, whole: bool 
 def refusals(graph: Graph, inner: Backend, device: Device = CPU) -> tuple[list[Unsupported], list[Unsupported]]:
     """What the backend itself refuses of a graph, and what is left of that when the graph may be cut."""
     refused = inner.unsupported(graph, device)
+    if inner.rows == "bucketed":  # one engine would compute every row
+        lacking = {one.op for one in refused}
+        rows = [n for n in graph.walk() if n.op is ROWS and n.op.name not in lacking]
+        refused += [Unsupported(n.op.name, str(n.origin), "one engine would compute every row") for n in rows]
     if not refused or not {one.op for one in refused} <= REGIONS.keys():
         return refused, refused
     return refused, unsupported_segments(graph, inner, device)
@@ -202,9 +206,13 @@ def _proofs(graph: Graph, inner: Backend) -> tuple[FlowProof, ...]:
         "rows": "the region is engines of its own, and the host starts them on the live rows, or not at all",
     }
     return tuple(
-        FlowProof(flow_name(node), _form(node, inner), "structural", seen[node.op.name], lazy=True)
+        FlowProof(flow_name(node), form, "structural", seen[node.op.name] + _PADDING.get(form, ""), lazy=True)
         for node in region_nodes(graph.body)
+        for form in [_form(node, inner)]
     )
+
+
+_PADDING: Mapping[str, str] = {"bucketed": ", padded to a power of two"}
 
 
 def _form(node: Node, inner: Backend) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import MappingProxyType
 
 from backends.base import CPU, DEFAULT, Backend, BuildOptions, Built, Device, Engine, FlowProof, Unsupported
 from backends.child import run_child
 from backends.tensorrt.library import DATACENTER, INSTALL, RTX, package, version
 from ir import Graph, show
 from ir.errors import MissingError, UnsupportedError
-
 
 STEADY = {"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "1"}
 """The builder orders some things by their addresses in memory: equal builds need equal addresses, see ``child``."""
@@ -20,6 +20,7 @@ class TensorRT(Backend):
 
     name = "tensorrt"
     install = INSTALL
+    deviations = MappingProxyType({"nan": "statistics of infinities may give an infinity where torch gives NaN"})
     rows = "bucketed"
 
     def version(self) -> str | None:
@@ -76,7 +77,7 @@ class TensorRT(Backend):
         from backends.tensorrt.on_target import read_kit, require_datacenter
 
         text, _ = read_kit(folder, options.stem)
-        require_datacenter()
+        require_datacenter(options.device)
         return _built(text, folder, options, DATACENTER)
 
     def load(self, folder: Path, threads: int | None = None, stem: str = "engine") -> Engine:
@@ -113,6 +114,8 @@ def _built(text: str, folder: Path, options: BuildOptions, name: str) -> Built:
     remarks = [f"tensorrt: {warning}" for warning in told["warnings"]]
     if told["unbounded"]:
         remarks.append(f"tensorrt: built for sizes up to {UNBOUNDED} of {', '.join(told['unbounded'])}")
+    if told["values"]:
+        remarks.append(f"tensorrt: sizes follow from the numbers in {', '.join(told['values'])}: none below 0")
     flow = tuple(FlowProof(node, how, what, detail, lazy=lazy) for node, how, what, detail, lazy in told["flow"])
     requires = {name: version(name) or "", "compute capability": f"{device.capability / 10:.1f}"}
     return Built(tuple(remarks), told["facts"], flow, requires)

@@ -63,6 +63,12 @@ def _shapes(builder: Any, definition: Any, profile: Profile) -> Any:
     return shapes if used else None
 
 
+def value_inputs(definition: Any) -> list[str]:
+    """Inputs whose content decides shapes."""
+    tensors = (definition.get_input(i) for i in range(definition.num_inputs))
+    return [t.name for t in tensors if t.is_shape_tensor]
+
+
 def monitor(trt: Any, progress: Progress) -> Any:
     """Progress from the builder's own phases, which nest: each gives its share of the step around it."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from backends.base import WEIGHTS_FILE, Device
 from backends.child import serve
-from backends.tensorrt.builder import UNBOUNDED, build
+from backends.tensorrt.builder import UNBOUNDED, build, value_inputs
 from backends.tensorrt.emit import emit, flows_of, profile_of
 from backends.tensorrt.library import version
 from backends.tensorrt.plan import facts, proofs, read
@@ -41,6 +41,7 @@ def answer(request: dict[str, Any], progress: Callable[[str, float], None]) -> d
         "warnings": warnings,
         "facts": facts(program, len(plan)),
         "unbounded": open_ended,
+        "values": value_inputs(emitted.network.definition),
         "flow": [[p.node, p.lowering, p.evidence, p.detail, p.lazy] for p in proofs(flows, outside, program)],
     }
 

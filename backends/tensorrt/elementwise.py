@@ -78,6 +78,8 @@ def modulo(s: NetworkScope, names: Names, attributes: Attributes) -> Any:
     if not s.type_of(a).is_floating_point:
         quotient = ew(s, "DIV" if attributes.get("fmod") else "FLOOR_DIV", a, b)
         return ew(s, "SUB", a, ew(s, "PROD", quotient, b))
+    narrow = s.type_of(a)
+    a, b = cast(s, a, torch.float32), cast(s, b, torch.float32)  # a rounded quotient would be another whole number
     quotient = ew(s, "DIV", a, b)
     whole = ew(s, "PROD", unary(s, "SIGN", quotient), unary(s, "FLOOR", unary(s, "ABS", quotient)))
     rest = ew(s, "SUB", a, ew(s, "PROD", whole, b))
@@ -87,7 +89,7 @@ def modulo(s: NetworkScope, names: Names, attributes: Attributes) -> Any:
     rest = select(s, low, ew(s, "SUM", rest, step), rest)
     high = ew(s, "GREATER", unary(s, "ABS", rest), size)  # or down
     high = ew(s, "OR", high, ew(s, "EQUAL", unary(s, "ABS", rest), size))
-    return select(s, high, ew(s, "SUB", rest, step), rest)
+    return cast(s, select(s, high, ew(s, "SUB", rest, step), rest), narrow)
 
 
 def convert(s: NetworkScope, names: Names, attributes: Attributes) -> Any:
@@ -140,9 +142,6 @@ def identity(s: NetworkScope, names: Names, attributes: Attributes) -> Any:
     return names[0]
 
 
-
-
-
 def power(s: NetworkScope, names: Names, attributes: Attributes) -> Any:
     """``Pow``; whole numbers only to small constant exponents, which are products."""
     x = s.read(names[0])
@@ -152,7 +151,6 @@ def power(s: NetworkScope, names: Names, attributes: Attributes) -> Any:
     if exponent is None or exponent.numel() != 1 or not 1 <= int(exponent) <= 16:
         raise Refused("a power of whole numbers; cast to float32 before")
     return fold(lambda a, _: ew(s, "PROD", a, x), range(int(exponent) - 1), x)
-
 
 
 def prelu_like(s: NetworkScope, names: Names, attributes: Attributes) -> Any:

@@ -15,7 +15,7 @@ from backends.payload import RENAMED
 from backends.tensorrt.flow import region
 from backends.tensorrt.kinds import KINDS
 from backends.tensorrt.legality import node_fault, type_fault
-from backends.tensorrt.library import data_type, library, session
+from backends.tensorrt.library import data_type, library, sentence, session
 from backends.tensorrt.network import NOTHING, Network, NetworkScope
 from backends.tensorrt.operators import OPERATORS
 from backends.tensorrt.plan import Flow
@@ -69,15 +69,18 @@ def emit_all(graph: Graph, device: Device, package: str | None = None) -> tuple[
         flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     definition = builder.create_network(flags)
     definition.name = graph.name or "model"  # the default counts networks, and the bytes with it
-    network = Network(
-        graph, "tensorrt", {}, "", trt=trt, definition=definition, log=log, kinds=KINDS
-    )
+    network = Network(graph, "tensorrt", {}, "", device=device, trt=trt, definition=definition, log=log, kinds=KINDS)
     writer = _NetworkWriter(network, device)
     emitted = writer.emitted()
+    errors, _ = log.take()
+    if errors and not writer.faults:  # setters fail in the log only, and the engine would be built without
+        writer.faults.append(Unsupported("network", "", sentence(errors)))
     return emitted, [fault for fault in writer.faults if not fault.reason.startswith(NOTHING)]
 
 
 class _NetworkWriter(Writer):
+    noun = "TensorRT"
+
     def __init__(self, network: Network, device: Device) -> None:
         super().__init__(network)
         self._network = network
@@ -138,9 +141,9 @@ class _NetworkWriter(Writer):
             final = self._network.fresh(RENAMED + final)
         self._network.taken.add(final)
         tensor = scope.read(name)
-        if isinstance(value, Value) and isinstance(value.type, TensorType):
-            if why := type_fault(value.type.dtype, self._device, self._network.trt):
-                raise Refused(why)
+        held = value.type if isinstance(value, Value) else None
+        if isinstance(held, TensorType) and (why := type_fault(held.dtype, self._device, self._network.trt)):
+            raise Refused(why)
         if tensor.dtype != self._network.trt.DataType.UINT8 or tensor.is_network_input or tensor.is_network_output:
             # a layer of its own: one tensor may be several outputs, an input, or a constant
             tensor = scope.layer(self._network.definition.add_identity(tensor))
@@ -153,6 +156,7 @@ def profile_of(graph: Graph, unbounded: int) -> tuple[Profile, dict[str, tuple[i
     """Smallest, likeliest and largest shape of each input; and the same of each dim.
 
     Args:
+        graph: its dims and inputs are read.
         unbounded: largest size of a dim that has no bound of its own.
     """
     from ir.dims import evaluate
@@ -176,8 +180,6 @@ def profile_of(graph: Graph, unbounded: int) -> tuple[Profile, dict[str, tuple[i
 def dims_text(dims: Mapping[str, Sequence[int]]) -> str:
     """``n 1..64, m 1..4096``."""
     return ", ".join(f"{name} {low}..{high}" for name, (low, _, high) in dims.items())
-
-
 
 
 def flows_of(network: Network) -> tuple[list[Flow], int]:

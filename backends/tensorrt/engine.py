@@ -75,19 +75,20 @@ class _CudaEngine(Engine):
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         context, held = self._context, []
         home = next(iter(inputs.values())).device if inputs else torch.device("cuda")
+        spare = torch.empty(1, device="cuda")  # an empty tensor has no address, and TensorRT wants one
         for name, dtype in self._inputs.items():
             on_host = self._engine.is_shape_inference_io(name)  # its content decides shapes: read by the CPU
             tensor = inputs[name].detach().to("cpu" if on_host else "cuda", dtype).contiguous()
             held.append(tensor)
             if not context.set_input_shape(name, tuple(tensor.shape)):
                 raise PenstockError(f"input {name!r} of shape {list(tensor.shape)} is outside of what was built")
-            context.set_tensor_address(name, tensor.data_ptr())
+            context.set_tensor_address(name, tensor.data_ptr() or spare.data_ptr())
         if unknown := context.infer_shapes():
             raise PenstockError(f"TensorRT cannot tell the shapes that follow from {', '.join(unknown)}")
         made = {}
         for name, dtype in self._outputs.items():
             made[name] = torch.empty(tuple(context.get_tensor_shape(name)), dtype=dtype, device="cuda")
-            context.set_tensor_address(name, made[name].data_ptr())
+            context.set_tensor_address(name, made[name].data_ptr() or spare.data_ptr())
         stream = torch.cuda.current_stream()
         if not context.execute_async_v3(stream.cuda_stream):
             raise PenstockError("TensorRT could not run the engine")

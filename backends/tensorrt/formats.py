@@ -1,4 +1,4 @@
-"""Narrow number formats: pairs of quantize and dequantize layers, which TensorRT turns into int8, fp8 or fp4 products."""
+"""Narrow number formats: quantize and dequantize layers, which TensorRT turns into int8, fp8 or fp4 products."""
 
 from __future__ import annotations
 
@@ -78,9 +78,7 @@ def int8_attention(s: NetworkScope, node: Node, *_: Arg) -> Any:
     raise Refused("int8 attention with unsigned weights; TensorRT's int8 is symmetric: use fp16 or fp8 attention")
 
 
-def quantize(
-    s: NetworkScope, node: Node, x: Value, scale: Arg, zero: Arg, low: Arg, high: Arg, dtype: Arg
-) -> Any:
+def quantize(s: NetworkScope, node: Node, x: Value, scale: Arg, zero: Arg, low: Arg, high: Arg, dtype: Arg) -> Any:
     """``quantize_per_tensor`` to int8 around zero."""
     if dtype != torch.int8 or zero != 0 or high != 127 or low not in (-127, -128):
         raise Refused("quantizes otherwise than to int8 around zero, which is all that TensorRT has")
@@ -103,7 +101,16 @@ def dequantize(
 
 
 def dequantize_channels(
-    s: NetworkScope, node: Node, x: Value, scales: Value, zeros: Arg, axis: int, low: Arg, high: Arg, dtype: Arg, *_: Arg
+    s: NetworkScope,
+    node: Node,
+    x: Value,
+    scales: Value,
+    zeros: Arg,
+    axis: int,
+    low: Arg,
+    high: Arg,
+    dtype: Arg,
+    *_: Arg,
 ) -> Any:
     """``dequantize_per_channel`` of int8 around zero: weights only."""
     around = s.content(s[zeros]) if isinstance(zeros, Value) else torch.zeros(1)
@@ -131,9 +138,7 @@ def dequantize_int4(s: NetworkScope, node: Node, packed: Value, scale: Value, bl
     return _dequantized(s, s.read(name), s.read(s[scale]), dtype)
 
 
-def fp8_linear(
-    s: NetworkScope, node: Node, x: Value, weight: Value, scale: Value, bias: Arg, x_scale: Value
-) -> Any:
+def fp8_linear(s: NetworkScope, node: Node, x: Value, weight: Value, scale: Value, bias: Arg, x_scale: Value) -> Any:
     """``penstock.fp8_linear``."""
     dtype = result_type(node)
     step = s.read(s[x_scale])

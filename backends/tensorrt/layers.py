@@ -7,7 +7,10 @@ from typing import Any
 
 import torch
 
+from backends.onnx_emit.dtypes import Refused
 from backends.tensorrt.network import NetworkScope
+
+_TURING = 75
 
 
 def constant(s: NetworkScope, value: Any, dtype: torch.dtype) -> Any:
@@ -127,9 +130,20 @@ def reduce(s: NetworkScope, kind: str, x: Any, axes: Sequence[int], keep: bool) 
 
 def matmul(s: NetworkScope, a: Any, b: Any, turn_b: bool = False) -> Any:
     """``a @ b`` of equal batch ranks; ``turn_b`` reads ``b`` transposed."""
+    refuse_turing(s, a)
     kinds = s.trt.MatrixOperation
     layer = s.network.definition.add_matrix_multiply(a, kinds.NONE, b, kinds.TRANSPOSE if turn_b else kinds.NONE)
     return heavy(s, layer, "matmul")
+
+
+def refuse_turing(s: NetworkScope, x: Any) -> None:
+    """Products of float32 are not built for compute capability 7.5.
+
+    Raises:
+        Refused: this is one.
+    """
+    if s.network.device.capability == _TURING and s.type_of(x) == torch.float32:
+        raise Refused(f"{s.network.device.name} has no float32 products in TensorRT; build in float16")
 
 
 def heavy(s: NetworkScope, layer: Any, word: str) -> Any:

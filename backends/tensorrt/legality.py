@@ -1,4 +1,4 @@
-"""What a target cannot do, known before anything is built. Observed with tensorrt-rtx 1.7.1 where not stated otherwise."""
+"""What a target cannot do, known before anything is built; observed with tensorrt-rtx 1.7.1."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ _FROM: Mapping[torch.dtype, tuple[int, str]] = {
     torch.bfloat16: (80, "bfloat16 from compute capability 8.0; use float16"),
     torch.float8_e4m3fn: (89, "fp8 from compute capability 8.9; use int8"),
 }
-_PRODUCTS = ("linear", "matmul", "mm", "bmm", "mv", "dot", "addmm", "baddbmm", "addmv", "einsum", "conv", "bilinear",
-             "scaled_dot_product_attention", "int8_linear", "fp8_linear", "nvfp4_linear", "vdot", "outer_product")  # fmt: skip
 _NARROW_ONLY: Mapping[str, tuple[int, str]] = {
     "penstock.dequantize_int4.default": (80, "int4 from compute capability 8.0; use int8"),
     "penstock.fp8_linear.default": (89, "fp8 from compute capability 8.9; use int8"),
@@ -40,6 +38,9 @@ def type_fault(dtype: torch.dtype, device: Device, trt: Any) -> str:
     return f"{device.name} has {words}" if 0 < device.capability < least else ""
 
 
+_REMAINDERS = ("aten.remainder.", "aten.fmod.", "aten.floor_divide.")
+
+
 def node_fault(node: Node, device: Device, trt: Any) -> str:
     """Why a target cannot run an operator on these element types; empty when it can."""
     least, words = _NARROW_ONLY.get(node.op.name, (0, ""))
@@ -49,10 +50,11 @@ def node_fault(node: Node, device: Device, trt: Any) -> str:
     for type_ in types:
         if why := type_fault(type_.dtype, device, trt):
             return why
+    floors = any(word in node.op.name for word in _REMAINDERS) or node.kwargs.get("rounding_mode") == "floor"
+    if floors and node.results[0].tensor.dtype.is_floating_point:
+        return "TensorRT has no exact remainder of floats; compute it in whole numbers"
     if any(_stranded(v) for v in (*node.operands, *node.results)):
         return "TensorRT has uint8 at the inputs and outputs of a model only; use int32 within"
-    if device.capability == 75 and _is_product(node) and node.results[0].tensor.dtype == torch.float32:
-        return f"{device.name} has no float32 products in TensorRT; build in float16"
     return ""
 
 
@@ -65,17 +67,20 @@ def _stranded(value: Value) -> bool:
     return value.producer.op.name not in CONVERSIONS or any(user.op is not RETURN for user in value.uses)
 
 
-def _is_product(node: Node) -> bool:
-    word = node.op.name.split(".")[1] if node.op.name.count(".") == 2 else ""
-    return any(word == name or (name == "conv" and word.startswith("conv")) for name in _PRODUCTS)
-
-
 def why_not(device: Device, rtx: bool) -> str:
-    """Why nothing can be built here for a device; empty when it can."""
+    """Why nothing can be built here for a device; empty when it can.
+
+    Args:
+        device: to build for.
+        rtx: whether the package builds for GPUs that are not here; the other one does for the one that is.
+    """
     if device.kind != "cuda":
         return "tensorrt builds for NVIDIA GPUs only"
     if not rtx:
-        return ""  # the datacenter package builds for the GPU that is there
+        here = torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
+        if 10 * here[0] + here[1] == device.capability:
+            return ""
+        return "datacenter TensorRT builds for the GPU that is present only, and that is another one or none"
     if device.capability in ADDRESSED:
         return ""
     number = f"{device.capability // 10}.{device.capability % 10}"

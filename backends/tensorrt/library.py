@@ -77,7 +77,7 @@ def session(name: str | None = None) -> tuple[Any, Log]:
     trt = library(name)
     log = Log()
 
-    class Logger(trt.ILogger):
+    class Logger(trt.ILogger):  # type: ignore[name-defined]
         def log(self, severity: Any, message: str) -> None:
             if int(severity) <= _WARNING:
                 log.messages.append((int(severity), message))

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from backends.base import CPU, Device
 from backends.onnx_emit.dtypes import Refused
 from backends.onnx_emit.scope import Emission, Scope
 from backends.tensorrt.library import Log, data_type, sentence, torch_type
@@ -34,6 +35,7 @@ class Network(Emission):
     """What all scopes of one network share.
 
     Attributes:
+        device: that it is built for.
         constants: content of every constant tensor, by its name here.
         contents: the same by the name of the layer, which the simulation reads: the API does not give all back.
         parts_of: what each vector of sizes was joined from.
@@ -43,6 +45,7 @@ class Network(Emission):
         kept: memory that the network points to until it is built.
     """
 
+    device: Device = CPU
     trt: Any = None
     definition: Any = None
     log: Log = field(default_factory=Log)

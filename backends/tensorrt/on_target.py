@@ -12,11 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from backends.base import BuildOptions
+from backends.base import BuildOptions, Device
 from backends.onnx_emit.emit import unsupported
 from backends.payload import payload, write
 from backends.tensorrt.builder import UNBOUNDED
 from backends.tensorrt.emit import profile_of
+from backends.tensorrt.legality import why_not
 from backends.tensorrt.library import DATACENTER, version
 from ir import Graph, show
 from ir.errors import MissingError, ResourceError, UntrustedError
@@ -104,14 +105,16 @@ def read_kit(folder: Path, stem: str) -> tuple[str, Kit]:
         raise UntrustedError(f"{folder} holds no kit for TensorRT") from None
 
 
-def require_datacenter() -> None:
-    """The package that builds for the GPU that is present.
+def require_datacenter(device: Device) -> None:
+    """The package that builds for the GPU that is present, and that GPU.
 
     Raises:
-        MissingError: it is not installed.
+        MissingError: either is not here.
     """
     if version(DATACENTER) is None:
         raise MissingError(
             "datacenter TensorRT is not installed, which builds for the GPU of this machine",
             hint="pip install tensorrt (or tensorrt-cu12, tensorrt-cu13 for its CUDA)",
         )
+    if reason := why_not(device, rtx=False):
+        raise MissingError(reason)

@@ -88,25 +88,34 @@ def _program(text: str, fusions: Sequence[str], types: Mapping[str, str]) -> Pro
         side = int(_avoidable(name, order, onward))
         for line in blocks[name]:
             if _PRODUCT.match(line):
-                names = _names(line, fusions)
+                parts = _parts(line, fusions)
+                names = [word for part in parts for word in _names(part)]
                 counts[side] += 2 if "mha" in line else max(len(names), 1)  # merged products say so in their name
                 named[side].update(names)
-                sides = _INPUTS.search(line)
-                kinds = {types.get(n, "") for n in sides.groups()} if sides else set()
-                if len(kinds) == 1 and (kind := _NARROW.get(kinds.pop())):
-                    narrow[kind] += 1
+                narrow.update(kind for part in parts if (kind := _narrow(part, types)))
     whole = "\n".join([text, *fusions])
-    return Program(*counts, backward, conditional, frozenset(named[0]), frozenset(named[1]), narrow, whole)
+    return Program(counts[0], counts[1], backward, conditional, frozenset(named[0]), frozenset(named[1]), narrow, whole)
 
 
-def _names(line: str, fusions: Sequence[str]) -> list[str]:
-    """Layers that a line computes; of a fusion, those within."""
+def _parts(line: str, fusions: Sequence[str]) -> list[str]:
+    """The products that a line computes: itself, or those within a fusion."""
     binary = _BINARY.match(line)
-    if binary and int(binary.group(1)) < len(fusions):
-        inside = [part for part in fusions[int(binary.group(1))].splitlines() if _PRODUCT.match(part)]
-        return [word for part in inside for word in _names(part, ())]
+    if binary is None or int(binary.group(1)) >= len(fusions):
+        return [line]
+    return [part for part in fusions[int(binary.group(1))].splitlines() if _PRODUCT.match(part)]
+
+
+def _names(line: str) -> list[str]:
+    """Layers whose products a line computes."""
     name = _NAME.search(line)
     return [word.rpartition("^")[2] for word in name.group(1).split("+")] if name else []
+
+
+def _narrow(line: str, types: Mapping[str, str]) -> str:
+    """The narrow type that a product multiplies by the same; empty for others."""
+    sides = _INPUTS.search(line)
+    kinds = {types.get(name, "") for name in sides.groups()} if sides else set()
+    return _NARROW.get(kinds.pop(), "") if len(kinds) == 1 else ""
 
 
 def _avoidable(block: str, order: Sequence[str], onward: dict[str, list[str]]) -> bool:

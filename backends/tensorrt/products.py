@@ -15,17 +15,12 @@ from backends.tensorrt.layers import (
     constant,
     ew,
     heavy,
-    ints,
-    join,
     matmul,
-    permute,
-    pick,
     rank,
     reduce,
+    refuse_turing,
     reshape,
-    reshape_to,
     scalar,
-    shape,
     squeeze,
     unary,
     unsqueeze,
@@ -72,6 +67,7 @@ def einsum(s: NetworkScope, names: Names, attributes: Attributes) -> Any:
         result = "".join(spare) + "".join(sorted(c for c in set(letters) if letters.count(c) == 1 and c not in spare))
     if any(len(set(term)) < len(term) for term in spelled):
         raise Refused("an einsum that takes a diagonal")
+    refuse_turing(s, tensors[0])
     equation = ",".join(spelled) + "->" + result
     return heavy(s, s.network.definition.add_einsum(tensors, equation), "einsum")
 
@@ -219,7 +215,10 @@ def batch_normalization(s: NetworkScope, names: Names, attributes: Attributes) -
     if found is not None:
         scale, shift, mean, variance = (t.double() for t in found)
         factor = scale / (variance + eps).sqrt()
-        factors = constant(s, factor.reshape(spread), dtype), constant(s, (shift - mean * factor).reshape(spread), dtype)
+        factors = (
+            constant(s, factor.reshape(spread), dtype),
+            constant(s, (shift - mean * factor).reshape(spread), dtype),
+        )
         return ew(s, "SUM", ew(s, "PROD", x, factors[0]), factors[1])
     scale_, shift_, mean_, variance_ = (cast(s, reshape(s, s.read(n), spread), torch.float32) for n in names[1:5])
     factor_ = ew(s, "DIV", scale_, unary(s, "SQRT", scalar(s, "SUM", variance_, eps)))

@@ -123,7 +123,7 @@ class Simulation(Engine):
                 if self.kind_of(reader) == "CONDITION":
                     open_ += self._outputs_of_conditional(reader.conditional.name)
                 if self.kind_of(reader) == "TRIP_LIMIT":
-                    open_ += [l.get_output(0).name for l in self._layers if self._is_output(l, reader.loop.name)]
+                    open_ += [o.get_output(0).name for o in self._layers if self._is_output(o, reader.loop.name)]
                 open_ += [reader.get_output(i).name for i in range(reader.num_outputs)]
                 if self.kind_of(reader) == "ATTENTION_INPUT":
                     open_.append(reader.attention.get_output(0).name)
@@ -145,7 +145,11 @@ class _Frame:
     """Values of one turn of a loop, or of the whole network."""
 
     def __init__(
-        self, run: Simulation, values: Mapping[str, Tensor], outer: _Frame | None = None, turning: frozenset[str] = frozenset()
+        self,
+        run: Simulation,
+        values: Mapping[str, Tensor],
+        outer: _Frame | None = None,
+        turning: frozenset[str] = frozenset(),
     ) -> None:
         self._run = run
         self._values: dict[str, Tensor] = dict(values)
@@ -225,20 +229,53 @@ class _Frame:
         """Run a loop to its end and keep all its outputs."""
         run = self._run
         memory, limits = run._memory[loop], run._limits[loop]
-        state = {m.get_output(0).name: self._get(m.get_input(0).name) for m in memory}
+        source = {m: self._get(m.get_input(0).name) for m in memory}
+        state = {m.get_output(0).name: source[m] for m in memory if run.kind_of(m) == "RECURRENCE"}
+        streams = [m for m in memory if run.kind_of(m) == "ITERATOR"]
+        ends = [layer for layer in run._layers if run._is_output(layer, loop)]
+        collected: dict[str, list[Tensor]] = {e.get_output(0).name: [] for e in ends if not _is_last(e)}
         most = [int(self._get(t.get_input(0).name)) for t in limits if _is_count(t)]
         tests = [t.get_input(0).name for t in limits if not _is_count(t)]
         turning = frozenset(run._turning[loop]) | self._turning
         count = 0
         while True:
-            frame = _Frame(run, state, self, turning)
+            frame = _Frame(run, state | _slices(streams, source, count), self, turning)
             if any(count >= n for n in most) or not all(bool(frame.value(t)) for t in tests):
                 break
-            state = {m.get_output(0).name: frame.value(m.get_input(1).name) for m in memory}
+            for end in ends:
+                if not _is_last(end):
+                    collected[end.get_output(0).name].append(frame.value(end.get_input(0).name))
+            state = {
+                m.get_output(0).name: frame.value(m.get_input(1).name) for m in memory if run.kind_of(m) == "RECURRENCE"
+            }
             count += 1
-        for layer in run._layers:
-            if run._is_output(layer, loop):
-                self._values[layer.get_output(0).name] = frame.value(layer.get_input(0).name)
+        for end in ends:
+            name = end.get_output(0).name
+            if _is_last(end):
+                self._values[name] = frame.value(end.get_input(0).name)
+            else:
+                rows = collected[name] if _word(end.kind) == "CONCATENATE" else collected[name][::-1]
+                self._values[name] = torch.stack(rows, end.axis)
+
+
+def _word(member: Any) -> str:
+    return str(member).rpartition(".")[2]
+
+
+def _is_last(end: Any) -> bool:
+    return _word(end.kind) == "LAST_VALUE"
+
+
+def _slices(streams: Sequence[Any], source: Mapping[Any, Tensor], turn: int) -> dict[str, Tensor]:
+    """What each iterator gives in a turn; nothing past its end, which only the test of the last turn sees."""
+    found = {}
+    for stream in streams:
+        whole = source[stream]
+        length = whole.shape[stream.axis]
+        if turn < length:
+            place = length - 1 - turn if stream.reverse else turn
+            found[stream.get_output(0).name] = whole.select(stream.axis, place)
+    return found
 
 
 def _is_count(limit: Any) -> bool:

@@ -91,6 +91,7 @@ def _matmul(trt: Any, layer: Any, inputs: Sequence[Tensor]) -> Tensor:
 
 def _shuffle(trt: Any, layer: Any, inputs: Sequence[Tensor]) -> Tensor:
     x = inputs[0]
+    want: list[int] | None
     order = list(layer.first_transpose)[: x.dim()]
     x = x.permute(order) if order and order != list(range(x.dim())) else x
     if len(inputs) > 1 and inputs[1] is not None:
@@ -114,9 +115,7 @@ def _slice(trt: Any, layer: Any, inputs: Sequence[Tensor]) -> Tensor:
     x = inputs[0]
     given = [*inputs, *[None] * (6 - len(inputs))]
     plain = [layer.start, layer.shape, layer.stride]
-    start, size, stride = (
-        [int(v) for v in (given[i + 1] if given[i + 1] is not None else plain[i])] for i in range(3)
-    )
+    start, size, stride = ([int(v) for v in (given[i + 1] if given[i + 1] is not None else plain[i])] for i in range(3))
     mode = _word(layer.mode)
     outside = torch.zeros((), dtype=torch.bool)
     for axis, (begin, count, step) in enumerate(zip(start, size, stride, strict=True)):
@@ -125,7 +124,7 @@ def _slice(trt: Any, layer: Any, inputs: Sequence[Tensor]) -> Tensor:
             continue
         places = begin + step * torch.arange(count)
         if mode == "STRICT_BOUNDS":
-            assert not count or (0 <= int(places.min()) and int(places.max()) < have), f"{layer.name}: out of bounds"
+            assert not count or (int(places.min()) >= 0 and int(places.max()) < have), f"{layer.name}: out of bounds"
         elif mode == "WRAP":
             places = places % have
         elif mode == "CLAMP":
@@ -257,11 +256,11 @@ def _sampled(x: Tensor, axis: int, at: Tensor, mode: str, rounding: str, coeffic
         return x.index_select(axis, places.long().clamp(0, old - 1))
     if mode == "LINEAR":
         at = at.clamp(0, old - 1)
-        offsets, low = (0, 1), at.floor()
+        offsets, low = [0, 1], at.floor()
         part = at - low
         weights = [1 - part, part]
     else:
-        offsets, low = (-1, 0, 1, 2), at.floor()
+        offsets, low = [-1, 0, 1, 2], at.floor()
         part, a = at - low, coefficient
 
         def near(t: Tensor) -> Tensor:

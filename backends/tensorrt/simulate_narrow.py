@@ -29,7 +29,7 @@ def content_of(trt: Any, tensor: Tensor, kind: Any) -> Tensor:
 
 def _spread(scale: Tensor, x: Tensor, axis: int) -> Tensor:
     """A scale per tensor, per channel, or per block, at the shape of ``x``."""
-    if scale.dim() == 0 or scale.numel() == 1 and scale.dim() != x.dim():
+    if scale.dim() == 0 or (scale.numel() == 1 and scale.dim() != x.dim()):
         return scale.reshape([1] * x.dim())
     if scale.dim() == 1 and x.dim() > 1:
         return scale.reshape([-1 if i == axis % x.dim() else 1 for i in range(x.dim())])

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from backends.base import CPU, DEFAULT, Backend, BuildOptions, Built, Device, Engine, FlowProof, Unsupported
 from backends.child import run_child
-from backends.tvm.payload import FFI, TVM
+from backends.tvm.cuda.build import build_cuda, unsupported_cuda, why_not_cuda
+from backends.tvm.payload import FFI, TVM, read
 from ir import COND, Graph, show
 from ir.errors import MissingError
 
@@ -26,9 +27,15 @@ class Tvm(Backend):
         except metadata.PackageNotFoundError:
             return None
 
+    def why_not(self, device: Device) -> str:
+        """Processors always; GPUs whose kernels we can schedule."""
+        return why_not_cuda(device) if device.kind == "cuda" else ""
+
     def unsupported(self, graph: Graph, device: Device = CPU) -> list[Unsupported]:
         """Operators without a form here, and loops."""
         self._require()
+        if device.kind == "cuda":
+            return unsupported_cuda(graph)
         from backends.tvm.cpu.forms import forms_of
         from backends.tvm.cpu.target import cpu_here
         from backends.tvm.emit import unsupported
@@ -38,6 +45,8 @@ class Tvm(Backend):
     def build(self, graph: Graph, folder: Path, options: BuildOptions = DEFAULT) -> Built:
         """Write ``STEM.so``, ``STEM.packed.safetensors`` and ``STEM.tvm.json``."""
         self._require()
+        if options.device.kind == "cuda":
+            return build_cuda(graph, folder, options)
         answer = run_child(
             "backends.tvm.child",
             {"text": show(graph), "folder": str(folder.resolve()), "stem": options.stem, "level": ""},
@@ -56,8 +65,11 @@ class Tvm(Backend):
     def load(self, folder: Path, threads: int | None = None, stem: str = "engine") -> Engine:
         """A virtual machine over the library."""
         self._require()
+        from backends.tvm.cuda.engine import TvmCudaEngine, cuda_arch
         from backends.tvm.engine import TvmEngine
 
+        if cuda_arch(read(folder / f"{stem}.tvm.json")) is not None:
+            return TvmCudaEngine(folder, stem)
         return TvmEngine(folder, stem, threads)
 
     def _require(self) -> None:

@@ -13,11 +13,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+import torch
+
 from compiler.cost.calibration import TIERS, Calibration, Trust, load_calibration
 from compiler.cost.plan import BlockPlan, Kernel, Plan, Step, make_plan
 from compiler.cost.targets import Target
 from compiler.cost.timing import Timing, time_kernel
-from ir import COND, ROWS, Dim, Graph, Node, evaluate, symbols_of
+from ir import COND, ROWS, Dim, Graph, Node, TensorType, Value, evaluate, symbols_of
 from ir.dims import is_data_symbol
 from ir.errors import UsageError
 from ir.rows import groups, rows_symbol
@@ -105,7 +107,8 @@ class Flow:
     Attributes:
         taken: how often the first branch of a ``cond`` is taken, 0 to 1; ``None``: the slower one always is.
         trips: how often the body of a ``while`` runs.
-        live: part of the rows that ``rows`` runs its region on, 0 to 1; ``None``: all of them.
+        live: part of a mask that is true, 0 to 1: of the rows that ``rows`` runs its region on, of what ``nonzero``
+            finds; ``None``: all of it.
         per_node: another answer for single nodes, by node.
     """
 
@@ -137,7 +140,7 @@ def estimate(
     plan = graph if isinstance(graph, Plan) else make_plan(graph)
     _check_sizes(plan, sizes)
     flow = flow or Flow()
-    run = _Run(target, _with_live_rows(plan.graph, sizes, flow), flow, calibration or load_calibration())
+    run = _Run(target, _with_counts(plan.graph, sizes, flow), flow, calibration or load_calibration())
     rows = run.block(plan.body)
     seconds, floor = sum(r.seconds for r in rows), sum(r.floor for r in rows)
     peak = run.size(plan.weight_bytes) + sum(map(run.size, plan.input_bytes)) + run.peak(plan.body)
@@ -172,18 +175,33 @@ def _check_sizes(plan: Plan, sizes: Mapping[str, int]) -> None:
         raise UsageError(f"no size for {', '.join(missing)}", hint=f"--size {missing[0].split()[0]}=N")
 
 
-def _with_live_rows(graph: Graph, sizes: Mapping[str, int], flow: Flow) -> dict[str, int]:
-    """The sizes, and a number of live rows for each ``rows``, outer before inner; where any is alive, at least one."""
+def _with_counts(graph: Graph, sizes: Mapping[str, int], flow: Flow) -> dict[str, int]:
+    """The sizes, and those that count what is true of a mask, outer before inner: all of it, unless told a part."""
     known = dict(sizes)
     for node in graph.walk():
-        if node.op is ROWS:
-            batch = groups(node)[0].tensor.shape[0]
-            if not symbols_of(batch) <= known.keys():
-                continue  # it depends on the data itself, or a size is missing: told where it is read
-            most = evaluate(batch, known)
-            part = flow.per_node.get(node, 1.0 if flow.live is None else flow.live)
-            known.setdefault(rows_symbol(node), min(most, math.ceil(most * part)))
+        mask = groups(node)[0] if node.op is ROWS else _mask(node)
+        if mask is None or not symbols_of(mask.tensor.numel) <= known.keys():
+            continue  # it depends on the data itself, or a size is missing: told where it is read
+        names = {rows_symbol(node)} if node.op is ROWS else _first_sizes(node)
+        most = evaluate(mask.tensor.numel, known)
+        part = flow.per_node.get(node, 1.0 if flow.live is None else flow.live)
+        for name in names:
+            known.setdefault(name, min(most, math.ceil(most * part)))
     return known
+
+
+def _mask(node: Node) -> Value | None:
+    """The mask whose true elements a node picks, or lists."""
+    if node.op.name in ("aten.nonzero.default", "aten.where.default", "aten.nonzero_numpy.default"):
+        return node.operands[0]
+    if node.op.name in ("aten.index.Tensor", "aten.masked_select.default"):
+        return next((v for v in node.operands[1:] if v.tensor.dtype is torch.bool), None)
+    return None
+
+
+def _first_sizes(node: Node) -> set[str]:
+    dims = [v.type.shape[0] for v in node.results if isinstance(v.type, TensorType) and v.type.rank]
+    return {d.name for d in dims if not isinstance(d, int) and d.is_Symbol and is_data_symbol(d.name)}
 
 
 def _unknown(plan: Plan) -> Iterable[str]:

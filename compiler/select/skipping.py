@@ -85,7 +85,7 @@ class Limits:
 
     Attributes:
         seconds: of timing, per branch.
-        total: seconds after which no further branch is begun.
+        total: seconds after which no further branch is begun, nor measured again.
         threads: of the engines.
     """
 
@@ -125,7 +125,7 @@ def prove(graph: Graph, backend: Backend, way: Way, inputs: Tensors, folder: Pat
             found.append(Verdict(replace(unknown, detail=f"not measured: {why}"), all(v.keep for v in found)))
             continue
         try:
-            found.append(_decided(unknown, bench.calls(region), limits))
+            found.append(_decided(unknown, bench.calls(region), limits.seconds, start + limits.total))
         except ResourceError:
             raise
         except PenstockError as error:
@@ -133,13 +133,13 @@ def prove(graph: Graph, backend: Backend, way: Way, inputs: Tensors, folder: Pat
     return found
 
 
-def _decided(unknown: FlowProof, calls: Mapping[str, Callable[[], Tensors]], limits: Limits) -> Verdict:
+def _decided(unknown: FlowProof, calls: Mapping[str, Callable[[], Tensors]], seconds: float, end: float) -> Verdict:
     """Measure until the noise leaves nothing open, or often enough."""
-    times = Times(**rounds(calls, limits.seconds, _ROUNDS))
+    times = Times(**rounds(calls, seconds, _ROUNDS))
     verdict, undecided = judge(unknown, times)
     for _ in range(_AGAIN):
-        if undecided:
-            times = times.joined(Times(**rounds(calls, limits.seconds, _ROUNDS)))
+        if undecided and time.perf_counter() < end:
+            times = times.joined(Times(**rounds(calls, seconds, _ROUNDS)))
             verdict, undecided = judge(unknown, times)
     return verdict
 

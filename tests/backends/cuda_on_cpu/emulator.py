@@ -1,4 +1,4 @@
-"""Run a CUDA library of TVM on the CPU: its own kernels, from the CUDA source that became the cubin, on an emulated GPU.
+"""Run a CUDA library of TVM on the CPU: its kernels, from the very source that became the cubin, on an emulated GPU.
 
 Host code, virtual machine, launches, shared memory, barriers and fragments are as on a device; instructions are not.
 Needs g++. For a process of its own: the emulated driver takes the place of the real one.
@@ -65,6 +65,8 @@ def for_cpu(source: str) -> str:
         )
     plain = _PREAMBLE.sub("", source)
     plain = "\n".join(line for line in plain.splitlines() if not line.lstrip().startswith("#include"))
-    plain = re.sub(r"extern __shared__ (?:__align__\(\d+\) )?(\w+) (\w+)\[\];", r"\1* \2 = (\1*)device::dynamic;", plain)
+    plain = re.sub(
+        r"extern __shared__ (?:__align__\(\d+\) )?(\w+) (\w+)\[\];", r"\1* \2 = (\1*)device::dynamic;", plain
+    )
     plain = re.sub(r"__shared__ (alignas\(\d+\)) ", r"\1 static ", plain)
     return f'#include "{HERE / "device.h"}"\n{plain}\n' + "\n".join(launchers) + "\n"

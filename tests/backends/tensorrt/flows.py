@@ -1,16 +1,6 @@
-"""``cond`` and ``while`` on each engine: both branches, nesting, sizes and weights as operands."""
+"""Graphs with branches and loops, as text; the weight is ``w``."""
 
 from __future__ import annotations
-
-from pathlib import Path
-
-import pytest
-import torch
-
-from ir import interpret, parse, verify
-from tests.backends.cases import engine_of
-
-ENGINES = ("onnxruntime", "openvino")
 
 EXIT = """
 penstock-ir 1
@@ -96,33 +86,3 @@ region(%i1: i64[], %y1: f32[n, 4], %l1: i64[], %w1: f32[4, 4])
 end
 return "i" %i, "y" %y
 """
-
-
-def _run(text: str, engine: str, folder: Path, *runs: dict[str, torch.Tensor]) -> None:
-    torch.manual_seed(0)
-    graph = parse(text.lstrip(), {"w": torch.randn(4, 4) * 0.5})
-    verify(graph)
-    run = engine_of(engine, graph, folder)
-    for inputs in runs:
-        want, got = interpret(graph, inputs), run(inputs)
-        assert list(got) == list(want)
-        for name, tensor in want.items():
-            torch.testing.assert_close(got[name], tensor, rtol=1e-5, atol=1e-6)
-    kind = "loops" if "while(" in text else "ifs"
-    assert run.facts()[kind] >= 1
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_cond_takes_either_branch(engine: str, tmp_path: Path) -> None:
-    _run(EXIT, engine, tmp_path, {"x": torch.rand(3, 4) + 0.1}, {"x": -torch.rand(5, 4) - 0.1})
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_cond_nests_and_takes_sizes(engine: str, tmp_path: Path) -> None:
-    _run(NESTED, engine, tmp_path, {"x": torch.randn(2, 4)}, {"x": torch.rand(3, 4)}, {"x": -torch.rand(4, 4) - 0.1})
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_while_runs_as_often_as_the_data_says(engine: str, tmp_path: Path) -> None:
-    x = torch.randn(3, 4)
-    _run(LOOP, engine, tmp_path, *({"x": x[: k + 1], "limit": torch.tensor(k)} for k in (0, 1, 2, 5)))

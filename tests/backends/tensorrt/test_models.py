@@ -1,0 +1,94 @@
+"""Whole models: the emitted network, simulated, against the interpreter at several sizes; and plans built from them."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import pytest
+import torch
+from torch.utils import _pytree as pytree
+
+from backends.base import Device
+from backends.tensorrt.builder import UNBOUNDED, build
+from backends.tensorrt.emit import emit, emit_all, flows_of, profile_of
+from backends.tensorrt.plan import STUDIED, proofs, read
+from backends.tensorrt.simulate import Simulation
+from compiler.capture.capture import capture
+from compiler.spec import ModelSpec
+from ir import Graph, interpret
+from ir.copy import copy_graph
+from passes.cast_compute import CastCompute
+from tests import zoo
+
+A100 = Device("a100", "cuda", 80)
+QUICK = ("early_exit", "nested_cond", "while_loop", "gpt2", "resnet")
+SLOW = (
+    "bert", "llama", "qwen3", "mixtral", "qwen3_moe", "vit", "whisper_encoder", "t5_encoder", "mamba", "llama_decode",
+    "unet_block", "tied", "running_mean", "recurrent", "minilm",
+)  # fmt: skip
+CAPABILITIES = (75, 80, 89, 120)
+FLOW = {"early_exit": "if", "nested_cond": "if", "while_loop": "loop"}
+
+
+@lru_cache(maxsize=1)
+def _captured(name: str) -> tuple[ModelSpec, Graph]:
+    spec = getattr(zoo, name)()
+    return spec, capture(spec)
+
+
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
+def test_emitted_network_equals_the_graph(name: str) -> None:
+    spec, graph = _captured(name)
+    run = Simulation(emit(graph, A100))
+    for inputs in (*spec.calibration, spec.example_inputs)[-3:]:
+        given = {**graph.initial, **_named(graph, inputs)}
+        want, got = interpret(graph, given), run(given)
+        assert list(got) == list(want)
+        for key in want:
+            torch.testing.assert_close(got[key], want[key], rtol=1e-4, atol=1e-5)
+
+
+def _named(graph: Graph, inputs: object) -> dict[str, torch.Tensor]:
+    """Tensors of an example in the order of the graph's own inputs."""
+    leaves = [t.clone() for t in pytree.tree_leaves(inputs) if isinstance(t, torch.Tensor)]
+    names = [spec.name for spec in graph.inputs.values() if spec.kind != "param" and spec.name not in graph.initial]
+    return dict(zip(names, leaves, strict=True))
+
+
+def _build(name: str, capability: int) -> None:
+    spec, captured = _captured(name)
+    graph = copy_graph(captured)
+    CastCompute("f16").run(graph)
+    device = Device(f"sm_{capability}", "cuda", capability)
+    emitted = emit(graph, device)
+    given = {**graph.initial, **_named(graph, spec.example_inputs)}
+    want, got = interpret(graph, given), Simulation(emitted)(given)
+    for key in want:
+        torch.testing.assert_close(got[key].float(), want[key].float(), rtol=2e-2, atol=2e-2)
+    plan, _ = build(emitted, profile_of(graph, UNBOUNDED)[0], device)
+    flows, outside = flows_of(emitted.network)
+    found = proofs(flows, outside, read(plan, STUDIED))
+    assert {p.lowering for p in found} == ({FLOW[name]} if name in FLOW else set())
+    assert all(p.lazy and p.evidence == "structural" for p in found)
+
+
+@pytest.mark.parametrize("name", FLOW)
+def test_plans_with_branches_prove_them(name: str) -> None:
+    _build(name, 89)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("place", "name"), enumerate((*QUICK, *SLOW)))
+def test_plans_are_built_in_half_precision(place: int, name: str) -> None:
+    _build(name, CAPABILITIES[place % len(CAPABILITIES)])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("compaction", "a shape that the data decides"),
+        ("custom_op", "no TensorRT form"),
+    ],
+)
+def test_models_that_are_refused(name: str, words: str) -> None:
+    assert words in " ".join(map(str, emit_all(_captured(name)[1], A100)[1]))

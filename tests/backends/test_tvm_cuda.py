@@ -1,0 +1,193 @@
+"""TVM for GPUs that are not here: what the library holds, and what its kernels compute on an emulated device."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import platform
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backends.base import WEIGHTS_FILE, BuildOptions, Device
+from backends.tvm.backend import Tvm
+from backends.tvm.cuda import archs, compile, cubins, flow, stub, toolchain
+from ir import parse, verify
+from ir.errors import BuildError, MissingError, ResourceError
+from ir.weights import save
+from tests.backends.cuda_on_cpu.models import block
+from tests.backends.cuda_on_cpu.run import graph_of
+from tests.conformance.regions import EXIT
+
+ROOT = Path(__file__).parents[2]
+L4 = Device("l4", "cuda", 89)
+
+
+def in_process(case: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "tests.backends.cuda_on_cpu.run", case]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_builds_a_library_for_a_gpu_that_is_not_here(tmp_path: Path) -> None:
+    graph = graph_of(block("f16"))
+    save(graph.weights, tmp_path / WEIGHTS_FILE)
+    heard: list[str] = []
+    options = BuildOptions(device=L4, progress=lambda phase, _: heard.append(phase), stem="block")
+    assert Tvm().why_not(L4) == "" and Tvm().unsupported(graph, L4) == []
+    built = Tvm().build(graph, tmp_path, options)
+    assert built.facts == {"cubin": "sm_89", "kernels": 16, "tensor_core_kernels": 6}
+    assert built.facts == cubins.checked((tmp_path / "block.so").read_bytes(), 89)
+    assert any("never run" in remark for remark in built.remarks)
+    assert built.requires["cuda"].startswith("a GPU of compute capability 8.9")
+    assert heard[0] == "emit" and "nvrtc" in heard
+    with pytest.raises(BuildError, match="a library with sm_89, where sm_90"):
+        cubins.checked((tmp_path / "block.so").read_bytes(), 90)
+    with pytest.raises(MissingError):  # here is no driver and no GPU
+        Tvm().load(tmp_path, stem="block")
+
+
+def test_a_branch_is_proven_from_the_machine_code(tmp_path: Path) -> None:
+    graph = graph_of(EXIT)
+    save(graph.weights, tmp_path / WEIGHTS_FILE)
+    built = Tvm().build(graph, tmp_path, BuildOptions(device=L4))
+    (proof,) = built.flow
+    assert (proof.lowering, proof.evidence, proof.lazy) == ("if", "structural", True)
+
+
+LISTING = """
+@main:
+  call  gt               in: %4, %6       dst: %void
+  If    %7, 3
+  call  {yes}      in: %0           dst: %8
+  goto  2
+  call  {no}       in: %0, %1       dst: %10
+  ret   %16
+"""
+
+
+@pytest.mark.parametrize(
+    ("yes", "no", "more", "lazy"),
+    [
+        ("first", "second", "", True),
+        ("first", "first", "", False),
+        ("first", "second", "  call  second in: %0 dst: %3\n", False),
+    ],
+    ids=["apart", "both sides alike", "called ahead of the jump too"],
+)
+def test_proof_wants_each_side_behind_its_jump(yes: str, no: str, more: str, lazy: bool) -> None:
+    graph = parse(EXIT)
+    verify(graph)
+    (proof,) = flow.proofs(graph, LISTING.format(yes=yes, no=no).replace("@main:\n", f"@main:\n{more}"))
+    assert proof.lazy is lazy and proof.evidence == ("structural" if lazy else "none")
+
+
+def test_branches_run_lazily_on_an_emulated_gpu() -> None:
+    found = in_process("branches")
+    assert max(found["exit"]["errors"] + found["nested"]["errors"]) < 1e-6
+    taken, untaken = found["exit"]["launches"]
+    assert untaken == taken + 2  # the side with two matmuls launches two kernels more
+
+
+def test_tensor_core_kernels_compute_right_on_an_emulated_gpu() -> None:
+    found = in_process("transformer")
+    assert max(found["right"]["errors"]) < 2e-3  # f16 has 11 bits
+    assert found["right"]["tensor_core_kernels"] == 6  # of six matmuls, two of them over heads of 64
+    assert found["right"]["shared"] <= archs.SHARED_MEMORY
+    assert found["no_barrier"]["errors"][0] > 0.1 and found["askew"]["errors"][0] > 0.1  # planted bugs are seen
+
+
+def test_int8_is_exact_on_an_emulated_gpu() -> None:
+    found = in_process("integers")
+    assert found["tensor_core_kernels"] == 2 and max(found["errors"]) < 1e-6
+
+
+@pytest.mark.slow
+def test_every_gpu_gets_its_own_code() -> None:
+    found = in_process("every_arch")
+    for arch in archs.ARCHS:
+        assert found[f"{arch.name} f16"] == {"cubin": arch.name, "kernels": 16, "tensor_core_kernels": 6}
+        assert found[f"{arch.name} f32"] == {"cubin": arch.name, "kernels": 16, "tensor_core_kernels": 0}
+
+
+@pytest.mark.slow
+def test_canary_storage_rewrite_still_mixes_element_types() -> None:
+    """When this fails, ``schedules.NO_REUSE`` can go."""
+    assert "tvm_access_ptr element type" in in_process("reused_storage")["error"]
+
+
+def test_unknown_gpus_are_refused() -> None:
+    why = Tvm().why_not(Device("v100", "cuda", 70))
+    assert "sm_70" in why and "sm_75 (T4)" in why
+
+
+def test_a_build_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
+    graph = graph_of(EXIT)
+    save(graph.weights, tmp_path / WEIGHTS_FILE)
+    with pytest.raises(ResourceError, match="did not finish"):
+        Tvm().build(graph, tmp_path, BuildOptions(device=L4, timeout=0.2))
+
+
+def test_stand_in_for_the_driver_names_its_symbols(tmp_path: Path) -> None:
+    path = tmp_path / "libstandin.so"
+    path.write_bytes(stub.shared_object("libstandin.so", stub.SYMBOLS, platform.machine()))
+    library = ctypes.CDLL(str(path))
+    assert all(getattr(library, name) for name in stub.SYMBOLS)
+    with pytest.raises(AttributeError):
+        library.cuInit  # noqa: B018  (looked up when it is read)
+    with pytest.raises(MissingError, match="riscv64"):
+        stub.shared_object("libstandin.so", stub.SYMBOLS, "riscv64")
+
+
+def test_a_real_driver_is_never_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(ctypes, "CDLL", lambda name, *_: opened.append(name))
+    assert stub.load_driver() is True
+    assert opened == ["libcuda.so.1"]
+
+
+def test_without_a_compiler_one_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolchain, "wheels_root", lambda: None)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(MissingError, match="neither nvcc") as raised:
+        toolchain.toolchain()
+    assert raised.value.hint == toolchain.INSTALL
+
+
+def test_orin_needs_a_linker_for_its_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    orin = archs.arch_of(87)
+    assert orin is not None
+    monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}" if name == "aarch64-linux-gnu-ld" else None)
+    assert compile.linker_for(orin.host)[0] == "aarch64-linux-gnu-ld"
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingError, match="no linker for aarch64"):
+        compile.linker_for(orin.host)
+
+
+def cubin(capability: int, words: list[int]) -> bytes:
+    """A cubin with one kernel of such instructions."""
+    code = b"".join(struct.pack("<QQ", word, 0) for word in words)
+    names = b"\0.text.k\0.names\0"
+    sections = [(0, 0, 0), (1, 64, len(code)), (9, 64 + len(code), len(names))]
+    at = 64 + len(code) + len(names)
+    header = b"\x7fELF\x02\x01\x01\x41\x08" + bytes(7) + struct.pack("<HHIQQQ", 2, 190, 1, 0, 0, at)
+    header += struct.pack("<IHHHHHH", capability << 8, 64, 0, 0, 64, len(sections), 2)
+    table = b"".join(struct.pack("<IIQQQQ", n, 1, 0, 0, start, size) + bytes(24) for n, start, size in sections)
+    return header + code + names + table
+
+
+def test_cubins_are_read_wherever_they_lie() -> None:
+    library = b"\x7fELF" + bytes(60) + cubin(86, [0x723C, 0x7230, 0x7237]) + b"x" * 13 + cubin(86, [0x7230])
+    assert cubins.cubins(library) == (
+        cubins.Cubin(86, (cubins.Kernel("k", 2),)),
+        cubins.Cubin(86, (cubins.Kernel("k", 0),)),
+    )
+    assert cubins.checked(library, 86) == {"cubin": "sm_86", "kernels": 2, "tensor_core_kernels": 1}
+    with pytest.raises(BuildError, match="no GPU code"):
+        cubins.checked(b"\x7fELF" + bytes(200), 86)

@@ -1,0 +1,1 @@
+"""What "supported" means: each engine against the reference meaning, cell by cell. ``python -m tests.conformance``."""

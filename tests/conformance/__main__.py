@@ -1,0 +1,46 @@
+"""``python -m tests.conformance``: judge engines, print what is wrong, and with ``--write`` keep the matrix."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import multiprocessing
+import sys
+from collections import Counter
+
+from tests.backends.operators import FAMILIES
+from tests.conformance import matrix, run
+
+
+def main() -> int:
+    """Exit code 1 when a cell is a mismatch or a crash."""
+    parser = argparse.ArgumentParser("python -m tests.conformance", description=__doc__)
+    parser.add_argument("--engine", action="append", choices=matrix.ENGINES, help="only this (may be repeated)")
+    parser.add_argument("--family", action="append", choices=(*FAMILIES, "regions", "models"), help="only this part")
+    parser.add_argument("--write", action="store_true", help="keep what is found in matrix.json and MATRIX.md")
+    given = parser.parse_args()
+    engines, parts = given.engine or matrix.ENGINES, given.family or (*FAMILIES, "regions", "models")
+    jobs = [(engines, part, name) for part in parts for name in run.names(part)]
+    made, count = matrix.read(), Counter[tuple[str, str]]()
+    for engine, part in itertools.product(engines, parts):
+        for row in made.get(part, {}).values():
+            row.pop(engine, None)
+    with multiprocessing.get_context("spawn").Pool(maxtasksperchild=40) as pool:
+        for found in pool.imap(run.judge, jobs):
+            for section, row, engine, column, verdict in found:
+                made.setdefault(section, {}).setdefault(row, {}).setdefault(engine, {})[column] = verdict
+                count[engine, matrix.kind(verdict)] += 1
+                if matrix.kind(verdict) in ("mismatch", "crash"):
+                    sys.stdout.write(f"{engine} {section} {column} {row}: {verdict}\n")
+                    sys.stdout.flush()
+    for part in parts:
+        made[part] = {row: engines for row, engines in made.get(part, {}).items() if engines}
+    if given.write:
+        matrix.write(made)
+    for (engine, kind), number in sorted(count.items()):
+        sys.stdout.write(f"{engine:12} {kind:9} {number}\n")
+    return int(any(kind in ("mismatch", "crash") for _, kind in count))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
