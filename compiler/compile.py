@@ -171,8 +171,8 @@ def _whys(target: Target, engine: str) -> str:
     return "; ".join(told)
 
 
-_GPU_ENGINES = ("tensorrt", "tvm", "inductor")
-"""In the order in which they are tried for a GPU."""
+_GPU_ENGINES = ("tensorrt", "tvm")
+"""In the order in which they are tried for a GPU; torch's own compiler, which leaves a kit, when it is asked for."""
 
 
 def _several(job: Job, wanted: Sequence[Target], path: Path, folder: Path) -> CompileResult:

@@ -35,8 +35,9 @@ from backends.inductor import toolchain
 from backends.inductor.library import Library
 from backends.inductor.prepare import refused
 from backends.widen import is_narrow
-from ir import Graph, show
-from ir.errors import MissingError, ResourceError, UnsupportedError
+from ir import Graph, parse, show
+from ir.errors import MissingError, ResourceError, UnsupportedError, UntrustedError
+from ir.weights import load
 
 
 class Inductor(Backend):
@@ -109,12 +110,37 @@ class Inductor(Backend):
         )
         return Built(_remarks(graph, kind, narrow, freeze), answer["facts"], flow, requires)
 
+    def kit(self, graph: Graph, folder: Path, options: BuildOptions = DEFAULT) -> Built | None:
+        """The graph itself: a CUDA machine compiles it."""
+        if options.device.kind != "cuda":
+            return None
+        if faults := self.unsupported(graph, options.device):
+            raise UnsupportedError("\n".join(map(str, faults)))
+        try:
+            _kit(folder, options.stem).write_text(show(graph), encoding="utf-8")
+        except OSError as error:
+            raise ResourceError(f"cannot write {folder}: {error.strerror}") from error
+        told = "a kit: torch's compiler builds it on the machine that has the GPU (penstock build-on-target)"
+        return Built((told,), requires={"torch": self.version() or ""})
+
+    def finish(self, folder: Path, options: BuildOptions = DEFAULT) -> Built:
+        """Compile the graph of a kit on this machine."""
+        try:
+            text = _kit(folder, options.stem).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UntrustedError(f"{folder} holds no kit for torch's compiler") from error
+        return self.build(parse(text, load(folder / WEIGHTS_FILE)), folder, options)
+
     def load(self, folder: Path, threads: int | None = None, stem: str = "engine") -> Engine:
         """Load the library, which is native code: only from an artifact whose bytes were checked.
 
         ``threads`` are torch's, which belong to the process: they are set for each call and set back after it.
         """
         return Library(_package(folder, stem), folder / WEIGHTS_FILE, threads)
+
+
+def _kit(folder: Path, stem: str) -> Path:
+    return folder / f"{stem}.kit.ir"
 
 
 def _package(folder: Path, stem: str) -> Path:

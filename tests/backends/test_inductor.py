@@ -13,7 +13,7 @@ from backends.inductor import toolchain, wrapper
 from backends.inductor.backend import _remarks
 from backends.inductor.package import describe, described
 from backends.inductor.prepare import prepared, refused
-from ir import Graph, interpret, parse, verify
+from ir import Graph, interpret, parse, show, verify
 from ir.errors import BuildError, MissingError, ResourceError, UntrustedError
 from ir.weights import save
 from tests.backends.cases import SIZES, Built, Call, engine_of
@@ -311,3 +311,14 @@ def test_narrow_formats(kind: str, tmp_path: Path) -> None:
         inputs = _inputs(rows, torch.float32)
         for name, tensor in interpret(graph, inputs).items():
             torch.testing.assert_close(run(inputs)[name], tensor, rtol=1e-5, atol=1e-7 * float(tensor.abs().max()))
+
+
+def test_a_kit_for_cuda_is_the_graph_and_finishing_needs_the_machine(tmp_path: Path) -> None:
+    built = Built([Call("relu", "f32[n,4]")])
+    save(built.graph.weights, tmp_path / "weights.safetensors")
+    options = BuildOptions(Device("h100_sxm", "cuda", 90))
+    made = INDUCTOR.kit(built.graph, tmp_path, options)
+    assert made is not None and "build-on-target" in made.remarks[0]
+    assert (tmp_path / "engine.kit.ir").read_text() == show(built.graph)
+    with pytest.raises(MissingError, match="on the CUDA machine itself"):
+        INDUCTOR.finish(tmp_path, options)
