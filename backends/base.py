@@ -154,7 +154,7 @@ class Backend(ABC):
     """How it gets ``rows``: compacted where sizes may depend on the data, else masked (``ir.rows.MODES``); or bucketed:
     cut into segments, which the host runs on the live rows in a few sizes (``backends.buckets``)."""
     patient: ClassVar[bool] = False
-    """Builds for half a minute and more: it takes part in ``--engine auto`` only where it is asked to."""
+    """Compiles kernels, for half a minute and more: on a processor it takes part when asked for, or with ``all``."""
 
     @abstractmethod
     def version(self) -> str | None:

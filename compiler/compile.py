@@ -236,7 +236,7 @@ def _engines(job: Job, target: Target) -> list[str]:
     asked = job.settings.engine
     if target.kind == "cpu":
         fits = asked in ("auto", "all") or not backend(asked).why_not(target.device)
-        return (["auto"] if asked == "all" else [asked]) if fits else []
+        return [asked] if fits else []
     able = [b.name for b in usable_for(replace(job, target=target), _for_gpu(asked))]
     every = asked == "all" or (asked == "auto" and job.settings.target == "all")
     return able if every else able[:1]

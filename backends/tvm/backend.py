@@ -18,6 +18,7 @@ class Tvm(Backend):
 
     name = "tvm"
     install = 'pip install "penstock[tvm]"'
+    patient = True
 
     def version(self) -> str | None:
         """Version of the installed package."""
@@ -29,6 +30,8 @@ class Tvm(Backend):
 
     def why_not(self, device: Device) -> str:
         """Processors always; GPUs whose kernels we can schedule."""
+        if device.kind not in ("cpu", "cuda"):
+            return "TVM is driven here for processors and NVIDIA GPUs only"
         return why_not_cuda(device) if device.kind == "cuda" else ""
 
     def unsupported(self, graph: Graph, device: Device = CPU) -> list[Unsupported]:

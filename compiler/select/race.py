@@ -79,18 +79,18 @@ class Candidate:
 
 
 def chosen_backends(name: str) -> list[Backend]:
-    """The engines to try: one by name, or every compiled one for ``auto``.
+    """The engines to try: one by name, every one that builds quickly for ``auto``, every one for ``all``.
 
     Raises:
         UsageError: unknown name, the nearest is suggested.
         MissingError: it is not installed; the message says which command brings it.
     """
-    if name != "auto":
+    if name not in ("auto", "all"):
         found = backend(name)
         if found.version() is None:
             raise MissingError(f"engine {name!r} is not installed", hint=found.install)
         return [found]
-    usable = [b for b in BACKENDS if b.name != "reference" and not b.patient]
+    usable = [b for b in BACKENDS if b.name != "reference" and (name == "all" or not b.patient)]
     usable = [b for b in usable if b.version() is not None and not b.why_not(CPU)]
     if not usable:
         raise MissingError("no engine is installed", hint=" or ".join(b.install for b in BACKENDS if b.install))

@@ -346,8 +346,8 @@ OTHER_NAMES = [
     C("scatter.reduce", "f32[5,4]", 0, "i64[m,4]<5", "f32[m,4]", reduce="add"),
     C("scatter.value_reduce", "f32[5,4]", 0, "i64[1,4]<5", 2.0, reduce="multiply"),
     C("rnn_relu.input", "f32[n,6,5]", "f32[1,n,4]", ["%f32[4,5]", "%f32[4,4]"], False, 1, 0.0, False, False, True),
-    *(C(name, FLOAT) for name in ("alias_copy", "detach_copy", "real")), C("reshape_copy", FLOAT, ["size:n", 2, 2]),
-    C("squeeze_copy.dims", "f32[1,m,1]", [0, 2]), C("to.prim_Device", FLOAT, torch.device("cpu"), _F64),
+    *(C(name, FLOAT) for name in ("alias_copy", "detach_copy", "real")),
+    C("squeeze_copy.dims", "f32[1,m,1]", [0, 2]),
     C("_autocast_to_reduced_precision", FLOAT, False, True, _F16, torch.bfloat16),
     C("_autocast_to_full_precision", "bf16[n,4]", False, True),
 ]  # fmt: skip

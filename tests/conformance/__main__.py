@@ -7,6 +7,7 @@ import itertools
 import multiprocessing
 import sys
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 
 from tests.backends.operators import FAMILIES
 from tests.conformance import matrix, run
@@ -25,8 +26,10 @@ def main() -> int:
     for engine, part in itertools.product(engines, parts):
         for row in made.get(part, {}).values():
             row.pop(engine, None)
-    with multiprocessing.get_context("spawn").Pool(maxtasksperchild=40) as pool:
-        for found in pool.imap(run.judge, jobs):
+    spawn = multiprocessing.get_context("spawn")
+    # a worker that an engine takes down ends the run with BrokenProcessPool; a plain pool would wait for ever
+    with ProcessPoolExecutor(mp_context=spawn, max_tasks_per_child=40) as pool:
+        for found in pool.map(run.judge, jobs):
             for section, row, engine, column, verdict in found:
                 made.setdefault(section, {}).setdefault(row, {}).setdefault(engine, {})[column] = verdict
                 count[engine, matrix.kind(verdict)] += 1

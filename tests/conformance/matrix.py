@@ -55,9 +55,13 @@ def write(matrix: Matrix) -> None:
 
 def _packed(found: Mapping[str, str]) -> dict[str, str]:
     made: dict[str, str] = {}
-    for column in sorted(found, key=lambda c: COLUMNS.index(c) if c in COLUMNS else -1):
+    for column in sorted(found, key=_place):
         made[found[column]] = f"{made.get(found[column], '')} {column}".strip()
     return made
+
+
+def _place(column: str) -> tuple[int, str]:
+    return (COLUMNS.index(column) if column in COLUMNS else -1), column
 
 
 def kind(verdict: str) -> str:
@@ -112,7 +116,8 @@ def _reasons(matrix: Matrix) -> list[str]:
     lines = ["", "## Refusals", "", "| engine | reason | cells |", "|---|---|---:|"]
     for engine in ENGINES:
         found = Counter(v.partition(": ")[2] for v in verdicts(matrix, engine) if kind(v) == "refused")
-        lines += [f"| {engine} | {reason.replace('|', '/')} | {n} |" for reason, n in found.most_common()]
+        ordered = sorted(found.items(), key=lambda item: (-item[1], item[0]))
+        lines += [f"| {engine} | {reason.replace('|', '/')} | {n} |" for reason, n in ordered]
     return lines
 
 
@@ -130,7 +135,7 @@ def _table(matrix: Matrix, section: str) -> list[str]:
 def _cell(found: Mapping[str, str]) -> str:
     parts = []
     for name in KINDS:
-        columns = [c for c, v in found.items() if kind(v) == name]
+        columns = sorted((c for c, v in found.items() if kind(v) == name), key=_place)
         if columns:
             parts.append(name if len(columns) == len(found) else f"{name} {' '.join(columns)}")
     return "; ".join(parts)
