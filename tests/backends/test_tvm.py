@@ -1,44 +1,25 @@
-"""TVM on the CPU against the interpreter: operators, branches, rows that the data chooses, int8, whole models."""
+"""TVM on the CPU: kernels of every processor, branches, rows that the data chooses, models. Operators: conformance."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch.utils import _pytree as pytree
 
 from backends import backend
 from backends.tvm.child import build
 from backends.tvm.cpu.target import cpu_here, flags_here, named
 from backends.tvm.engine import TvmEngine
-from compiler.capture.capture import capture
 from ir import DimRange, Graph, TensorType, interpret, op, parse, show, symbol, verify
 from ir.errors import BuildError, MissingError, ResourceError
 from ir.weights import save
-from tests.backends.cases import SIZES, Built, Call
-from tests.backends.operators import FAMILIES
-from tests.backends.test_flow import EXIT, LOOP, NESTED
-from tests.backends.test_models import _named
-from tests.backends.test_operators import _difference
-from tests.zoo import ZOO
-
-_TOGETHER = 60
-_GROUPS = {
-    f"{family}-{start}": calls[start : start + _TOGETHER]
-    for family, calls in FAMILIES.items()
-    for start in range(0, len(calls), _TOGETHER)
-}
-REFUSED: Mapping[str, str] = {
-    "slice.Tensor(f32[n,4],0,-2)": "a slice whose length is not 2 for n = 1",
-    "slice.Tensor(f32[9,m],0,0,size:m)": "a slice whose length is not 9 for m = 1",
-    **{repr(call): "no form is known" for call in FAMILIES["recurrent"]},
-}
+from tests.backends.cases import Built, Call
+from tests.conformance.models import case
+from tests.conformance.regions import EXIT, LOOP, NESTED, runs
 
 
 def engine_of(graph: Graph, folder: Path, level: str = "") -> TvmEngine:
@@ -47,29 +28,6 @@ def engine_of(graph: Graph, folder: Path, level: str = "") -> TvmEngine:
     request = {"text": show(graph), "folder": str(folder), "stem": "engine", "level": level}
     build(request, lambda phase, fraction: None)
     return TvmEngine(folder, "engine", 1)
-
-
-@pytest.mark.parametrize("group", _GROUPS)
-def test_operators_equal_the_interpreter_or_are_refused(group: str, tmp_path: Path) -> None:
-    calls = [c for c in _GROUPS[group] if repr(c) not in REFUSED]
-    refused = [c for c in _GROUPS[group] if repr(c) in REFUSED]
-    if refused:
-        found = backend("tvm").unsupported(Built(refused).graph)
-        assert [f.reason.partition(";")[0].startswith(REFUSED[repr(c)]) for f, c in zip(found, refused, strict=True)]
-    if calls:
-        built = Built(calls)
-        assert backend("tvm").unsupported(built.graph) == []
-        _compare(built, engine_of(built.graph, tmp_path))
-
-
-def _compare(built: Built, run: Any) -> None:
-    faults = []
-    for seed, sizes in enumerate(SIZES):
-        inputs = built.inputs(sizes, seed)
-        want, got = interpret(built.graph, inputs), run(inputs)
-        assert list(got) == list(want)
-        faults += [f"{name} at {sizes}: {why}" for name in want if (why := _difference(want[name], got[name]))]
-    assert not faults, "\n".join(faults)
 
 
 _WIDE = [
@@ -165,16 +123,13 @@ def _flow(text: str) -> Graph:
 
 
 def test_branches_run_either_side(tmp_path: Path) -> None:
-    for name, text, runs in (
-        ("exit", EXIT, ({"x": torch.rand(3, 4) + 0.1}, {"x": -torch.rand(5, 4) - 0.1})),
-        ("nested", NESTED, ({"x": torch.randn(2, 4)}, {"x": torch.rand(3, 4)}, {"x": -torch.rand(4, 4) - 0.1})),
-    ):
+    for name, text in (("exit", EXIT), ("nested", NESTED)):
         (tmp_path / name).mkdir()
         graph = _flow(text)
         run = engine_of(graph, tmp_path / name)
         assert int(run.facts()["ifs"]) >= 1
-        for inputs in runs:
-            torch.testing.assert_close(run(inputs), interpret(graph, inputs), rtol=1e-5, atol=1e-6)
+        for inputs in runs(graph):
+            torch.testing.assert_close(run(inputs), interpret(graph, inputs), rtol=1e-5, atol=1e-5)
 
 
 def test_loops_are_refused() -> None:
@@ -221,19 +176,12 @@ SLOW = ("qwen3", "qwen3_moe", "whisper_encoder", "llama_decode", "t5_encoder", "
 
 @pytest.mark.parametrize("name", [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
 def test_model_equals_eager(name: str, tmp_path: Path) -> None:
-    spec = ZOO[name]()
-    graph = capture(spec)
+    graph, samples, tolerance = case(name)
     run = engine_of(graph, tmp_path)
-    for inputs in (*spec.calibration, spec.example_inputs):
-        given = {**graph.initial, **_named(graph, inputs)}
-        before = {k: v.clone() for k, v in spec.model.state_dict().items()}
-        with torch.no_grad():
-            want = [t for t in pytree.tree_leaves(spec.model(**inputs)) if isinstance(t, torch.Tensor)]
-        spec.model.load_state_dict(before)
-        got = [tensor for key, tensor in run(given).items() if not key.startswith("state:")]
-        assert len(got) == len(want)
-        for expected, found in zip(want, got, strict=True):
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    for inputs, wanted in samples:
+        got = run(inputs)
+        for key, expected in wanted.items():
+            torch.testing.assert_close(got[key], expected, rtol=tolerance, atol=tolerance / 10)
 
 
 _NO_TORCH = """
