@@ -72,7 +72,7 @@ MANIFEST_FAULTS: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "upper digest": (_set("files", "after.ir", "sha256", to="A" * 64), "files"),
     "required file not listed": (lambda raw: raw["files"].pop("before.ir"), "lists no before.ir"),
     "listed file missing": (_set("files", "more.bin", to=ZERO), "more.bin is missing"),
-    "many files": (lambda raw: raw["files"].update({f"f{n}": ZERO for n in range(99)}), "more than 64"),
+    "many files": (lambda raw: raw["files"].update({f"f{n}": ZERO for n in range(2099)}), "more than 2048"),
     "control character": (_set("name", to="a\x1b[2J"), "control"),
     "lone surrogate": (_set("recipe", to="\ud800"), "not valid JSON"),
     "long text": (_set("name", to="x" * 501), "501 characters"),

@@ -142,9 +142,8 @@ def transformer(lab: Lab) -> dict[str, Any]:
 
 def integers(lab: Lab) -> dict[str, Any]:
     """An int8 linear."""
-    return lab.run(
-        graph_of(int8()), [{"x": torch.randn(n, 64, generator=torch.Generator().manual_seed(n))} for n in (1, 70)]
-    )
+    inputs = [{"x": torch.randn(n, 64, generator=torch.Generator().manual_seed(n))} for n in (1, 70)]
+    return lab.run(graph_of(int8()), inputs)[0]
 
 
 def every_arch(lab: Lab) -> dict[str, Any]:
