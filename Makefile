@@ -13,7 +13,7 @@ types:  ## mypy, strict
 	mypy
 
 test:  ## every quick test
-	pytest
+	pytest -n 2
 
 slow:  ## the tests that take minutes (OpInfo)
 	pytest -m slow -n 2
