@@ -18,7 +18,6 @@ from ir.errors import BuildError, MissingError, ResourceError, UntrustedError
 from ir.weights import save
 from tests.backends.cases import SIZES, Built, Call, engine_of
 from tests.backends.operators import FAMILIES
-from tests.backends.test_narrow import _inputs, _made
 from tests.conformance.judge import compare
 from tests.conformance.regions import EXIT, NESTED
 
@@ -300,17 +299,6 @@ def test_a_build_that_would_be_wrong_at_a_size_of_one_is_refused(tmp_path: Path)
     with pytest.raises(BuildError, match="at the smallest sizes"):
         _faults([recurrent, LAST_ROWS], tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["weights.safetensors"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["int4", "fp8", "nvfp4"])
-def test_narrow_formats(kind: str, tmp_path: Path) -> None:
-    graph = _made(kind, torch.float32, bias=True)
-    run = engine_of("inductor", graph, tmp_path)
-    for rows in (1, 7):
-        inputs = _inputs(rows, torch.float32)
-        for name, tensor in interpret(graph, inputs).items():
-            torch.testing.assert_close(run(inputs)[name], tensor, rtol=1e-5, atol=1e-7 * float(tensor.abs().max()))
 
 
 def test_a_kit_for_cuda_is_the_graph_and_finishing_needs_the_machine(tmp_path: Path) -> None:

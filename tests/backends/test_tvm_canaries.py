@@ -120,19 +120,6 @@ def test_targets_are_no_command_lines() -> None:
         tvm.target.Target("llvm -mcpu=haswell")
 
 
-@pytest.mark.slow  # importing one intrinsic parses all of them: twenty seconds
-def test_the_shipped_vnni_intrinsic_does_not_compile() -> None:
-    """``int8``: our own call of the instruction."""
-    import tvm
-    from tvm.s_tir import TensorIntrin
-    from tvm.s_tir.tensor_intrin import x86
-
-    target = tvm.target.Target({"kind": "llvm", "mcpu": "cascadelake"})
-    function = TensorIntrin.get(x86.VNNI_DOT_16x4_INTRIN).impl
-    with pytest.raises(tvm.error.InternalError, match="verification"):
-        tvm.tirx.build(tvm.IRModule({"main": function.with_attr("global_symbol", "main")}), target=target)
-
-
 def test_fmod_has_no_lowering() -> None:
     """``remainder_of`` calls libm."""
     import tvm

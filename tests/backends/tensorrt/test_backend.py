@@ -120,7 +120,7 @@ def test_build_tells_what_it_made(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_equal_builds_give_equal_bytes(tmp_path: Path) -> None:
-    from tests.backends.tensorrt.flows import NESTED
+    from tests.conformance.regions import NESTED
 
     graph = parse(NESTED.lstrip(), {"w": torch.eye(4)})
     plans = []

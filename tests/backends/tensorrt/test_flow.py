@@ -14,7 +14,7 @@ from backends.tensorrt.network import NetworkScope
 from backends.tensorrt.plan import STUDIED, proofs, read
 from backends.tensorrt.simulate import Simulation
 from ir import Graph, interpret, parse
-from tests.backends.tensorrt.flows import EXIT, LOOP, NESTED
+from tests.conformance.regions import EXIT, LOOP, NESTED
 
 L4 = Device("l4", "cuda", 89)
 LOOP_IN_IF = """
