@@ -17,10 +17,11 @@ from compiler.cli.options import SECONDS, THREADS, common, emit_json, models_spe
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the outputs here (safetensors).")
 @click.option("--threads", type=THREADS, help="Threads of the engine.")
 @click.option("--expect", metavar="ID", help="Accept only the artifact of this id.")
+@click.option("-t", "--target", help="Of several targets, the one to run.  [the device that is here]")
 @common
 def run(
     artifact: Path, inputs: Path | None, size: dict[str, int], output: Path | None, threads: int | None,
-    expect: str | None, as_json: bool, quiet: bool, verbose: bool,
+    expect: str | None, target: str | None, as_json: bool, quiet: bool, verbose: bool,
 ) -> None:  # fmt: skip
     """Run an ARTIFACT once, on given or on random inputs."""
     from compiler.files import read_tensors
@@ -29,7 +30,7 @@ def run(
 
     if inputs is not None and size:
         raise UsageError("--size makes random inputs; it does not go with --inputs")
-    model = _load(artifact, threads, expect)
+    model = _load(artifact, threads, expect, target)
     states = model.initial_state()
     given = states | dict(read_tensors(inputs)) if inputs is not None else random_inputs(model.manifest, size, states)
     outputs = model(**given)
@@ -46,10 +47,10 @@ def run(
             click.echo(f"  {row['name']:<24} {row['type']:<20} mean {row['mean']:.4g}  norm {row['norm']:.4g}")
 
 
-def _load(artifact: Path, threads: int | None, expect: str | None = None) -> Any:
+def _load(artifact: Path, threads: int | None, expect: str | None = None, target: str | None = None) -> Any:
     from compiler.runtime.loaded import load
 
-    return load(artifact, threads=threads, expect=expect)
+    return load(artifact, threads=threads, expect=expect, target=target)
 
 
 @click.command()
