@@ -418,6 +418,7 @@ def start(model: str, output: Path, ready: Path) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
         [*command, "--no-cache", *ORT], cwd=ROOT, env=os.environ | {"READY": str(ready)},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background of a shell hears none
     )  # fmt: skip
     for _ in range(600):
         if ready.exists() or process.poll() is not None:
