@@ -412,13 +412,18 @@ def test_a_cache_that_cannot_be_used_does_not_matter(
 # --- interruptions -------------------------------------------------------------------------------------
 
 
+def hears_ctrl_c() -> None:
+    """What a shell starts in the background does not, nor do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(model: str, output: Path, ready: Path) -> subprocess.Popen[bytes]:
     """A compile in a process of its own, at the point where the model says that it is ready."""
     command = [sys.executable, "-m", "compiler.cli.main", "compile", f"{MODELS}/slow.py:{model}", "-o", str(output)]
     process = subprocess.Popen(
         [*command, "--no-cache", *ORT], cwd=ROOT, env=os.environ | {"READY": str(ready)},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background of a shell hears none
+        preexec_fn=hears_ctrl_c,
     )  # fmt: skip
     for _ in range(600):
         if ready.exists() or process.poll() is not None:
