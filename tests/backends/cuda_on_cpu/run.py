@@ -158,27 +158,11 @@ def every_arch(lab: Lab) -> dict[str, Any]:
     }
 
 
-def reused_storage(lab: Lab) -> dict[str, Any]:
-    """What TVM says to its own storage rewrite, which we turn off."""
-    from unittest.mock import patch
-
-    from backends.tvm.cuda import schedules
-    from ir.errors import BuildError
-
-    with patch.object(schedules, "NO_REUSE", {}):
-        try:
-            lab.build(graph_of(block("f16")))
-        except BuildError as error:
-            return {"error": error.what}
-    return {"error": ""}
-
-
 CASES: Mapping[str, Callable[[Lab], dict[str, Any]]] = {
     "branches": branches,
     "transformer": transformer,
     "integers": integers,
     "every_arch": every_arch,
-    "reused_storage": reused_storage,
 }
 
 if __name__ == "__main__":
