@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,13 +17,15 @@ import torch
 import torch.nn.functional as F  # noqa: N812  (torch's own name for it)
 from torch import Tensor, nn
 
+from examples.trained import FOLDER, read_checkpoint
+
 if TYPE_CHECKING:
     import penstock
 
-CHECKPOINT = Path(__file__).parent / "checkpoints" / "tinylm.safetensors"
+CHECKPOINT = FOLDER / "tinylm.safetensors"
 FORMAT = "tinylm 1"
-LARGEST = 1 << 16
-"""No size in a checkpoint may exceed it."""
+LARGEST = {"layers": 256, "heads": 256, "kv_heads": 256}
+"""Sizes that a checkpoint may ask for; the others may be up to 65,536."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,9 @@ class Config:
             ValueError: says which.
         """
         for name, value in asdict(self).items():
-            whole = name not in ("rope_base", "eps")
-            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-                raise ValueError(f"{name} is {value!r}, not a number" + " of things" * whole)
-            if not 0 < value <= (LARGEST if whole else math.inf):
-                raise ValueError(
-                    f"{name} is {value!r}; it must lie in 1..{LARGEST}" if whole else f"{name} is {value!r}"
-                )
+            kind, largest = (float, math.inf) if name in ("rope_base", "eps") else (int, LARGEST.get(name, 1 << 16))
+            if type(value) is not kind or not 0 < value <= largest:
+                raise ValueError(f"{name} is {value!r}; it must be one {kind.__name__} above 0, {largest} at most")
         if self.width % self.heads or self.head_width % 2:
             raise ValueError(f"width {self.width} is not an even number for each of {self.heads} heads")
         if self.heads % self.kv_heads:
@@ -168,62 +166,31 @@ def pack_tinylm(model: TinyLM, notes: dict[str, str]) -> bytes:
 
 
 def load_tinylm(path: Path | str = CHECKPOINT) -> TinyLM:
-    """The model of a checkpoint, in float32 and eval mode. Nothing in the file is trusted.
+    """The model of a checkpoint, in float32 and eval mode.
 
     Raises:
         ir.errors.UsageError: there is no such file.
         ir.errors.UntrustedError: it is no safetensors file, none of this model, or its weights are not
             exactly those that its sizes ask for.
     """
-    from safetensors import SafetensorError, safe_open
-
-    from ir.errors import UntrustedError, UsageError
-
-    path = Path(path)
-    if not path.is_file():
-        raise UsageError("there is no checkpoint", where=str(path), hint="`python -m examples.train_tinylm` trains one")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise ValueError(f"its metadata does not say {FORMAT!r}")
-            config = _read_config(metadata.get("config", ""))
-            with torch.device("meta"):
-                wanted = TinyLM(config).state_dict()
-            _compare({name: file.get_slice(name) for name in file.keys()}, wanted)  # noqa: SIM118
-            weights = {name: file.get_tensor(name).float() for name in wanted}
-        if bad := [name for name, w in weights.items() if not w.isfinite().all()]:
-            raise ValueError(f"weights are not finite: {', '.join(bad[:3])}")
-    except (SafetensorError, ValueError, OSError, RecursionError) as error:
-        raise UntrustedError(
-            f"this is no checkpoint of tinylm: {error}",
-            where=str(path),
-            hint="take the file of the repository, or train it anew with `python -m examples.train_tinylm`",
-        ) from error
-    model = TinyLM(config)
-    model.load_state_dict(weights)
-    return model.eval()
+    metadata, weights = read_checkpoint(Path(path), FORMAT, _wanted, "python -m examples.train_tinylm")
+    network = TinyLM(_read_config(metadata))
+    network.load_state_dict({name: weight.float() for name, weight in weights.items()})
+    return network.eval()
 
 
-def _read_config(text: str) -> Config:
-    sizes = json.loads(text)
+def _wanted(metadata: Mapping[str, str]) -> dict[str, Tensor]:
+    config = _read_config(metadata)
+    with torch.device("meta"):
+        return TinyLM(config).half().state_dict()
+
+
+def _read_config(metadata: Mapping[str, str]) -> Config:
+    sizes = json.loads(metadata.get("config", ""))
     names = {field.name for field in fields(Config)}
     if not isinstance(sizes, dict) or set(sizes) != names:
         raise ValueError(f"its sizes must be exactly {', '.join(sorted(names))}")
-    config = Config(**sizes)
-    if config.layers > 1024:
-        raise ValueError(f"{config.layers} layers are too many")
-    return config
-
-
-def _compare(found: dict, wanted: dict[str, Tensor]) -> None:
-    """Refuse missing, foreign, misshaped and mistyped weights before any is read."""
-    if wrong := sorted(set(found) ^ set(wanted)):
-        raise ValueError(f"weights are missing or foreign: {', '.join(wrong[:3])}")
-    for name, tensor in wanted.items():
-        shape, dtype = found[name].get_shape(), found[name].get_dtype()
-        if list(shape) != list(tensor.shape) or dtype != "F16":
-            raise ValueError(f"{name} is {dtype} {list(shape)}, not F16 {list(tensor.shape)}")
+    return Config(**sizes)
 
 
 # --- for the compiler -----------------------------------------------------------------------------

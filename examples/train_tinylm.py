@@ -11,14 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import platform
 import random
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -29,8 +27,8 @@ from torch import Tensor, nn
 
 from examples.tinylm import CHECKPOINT, Config, TinyLM, pack_tinylm
 from examples.tinylm_data import SPLIT, Corpus, read_corpus, windows
+from examples.trained import Tell, progress, write_aside
 
-QUIET_SECONDS = 10.0
 POINTS = 40
 """Of the loss curve."""
 
@@ -61,9 +59,6 @@ class History:
     steps: int = 0
     seconds: float = 0.0
     ended: str = "steps"
-
-
-Step = Callable[[int, str], None]
 
 
 def initialise(model: TinyLM, seed: int) -> None:
@@ -108,7 +103,7 @@ class Trainer:
         self.blocks = [wrap(layer) for layer in model.layers]
         self.loss_of = wrap(loss_of)
 
-    def train(self, tell: Step) -> History:
+    def train(self, tell: Tell) -> History:
         """All steps, or as many as the minutes allow; the rate falls to zero by then in either case.
 
         Raises:
@@ -237,44 +232,6 @@ def _line(point: dict[str, float]) -> str:
     return f"bits per byte: train {train:.3f}, validation {validation:.3f}"
 
 
-@contextmanager
-def progress(total: int) -> Iterator[Step]:
-    """A bar with the time left on a terminal; elsewhere a line every ten seconds."""
-    if not sys.stderr.isatty():
-        began = last = time.monotonic()
-
-        def tell(step: int, note: str) -> None:
-            nonlocal last
-            now = time.monotonic()
-            if (now - last >= QUIET_SECONDS and note) or now - last >= 2 * QUIET_SECONDS:
-                last = now
-                print(f"step {step}/{total}, {now - began:.0f} s {note}", file=sys.stderr, flush=True)
-
-        yield tell
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("training"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.description}"), console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda step, note: bar.update(task, completed=step, **({"description": note} if note else {}))
-
-
-def write_aside(path: Path, content: bytes) -> None:
-    """The whole file or, should writing fail, the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     defaults = Settings()
     parser = argparse.ArgumentParser(prog="examples.train_tinylm", description=(__doc__ or "").split("\n\n")[0])
@@ -310,7 +267,7 @@ def main(arguments: Sequence[str]) -> int:
         corpus = read_corpus(given.sources)
         model = TinyLM(Config())
         initialise(model, settings.seed)
-        with progress(settings.steps) as tell:
+        with progress("training", settings.steps) as tell:
             history = Trainer(model, corpus, settings, device).train(tell)
     except (ValueError, ArithmeticError) as error:
         print(f"train_tinylm: {error}", file=sys.stderr)
