@@ -203,6 +203,7 @@ def measure(
         for name in engines:
             folder = Path(scratch) / name
             folder.mkdir()
+            print(f"{time.strftime('%H:%M:%S')} {model} {dtype} {name}", file=sys.stderr, flush=True)
             try:
                 runs[name] = engine(name, job, folder, prebuilt)
             except ImportError as error:
