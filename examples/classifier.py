@@ -110,25 +110,33 @@ def spread(texts: Sequence[Text], most: int) -> list[Text]:
     return [texts[index * len(texts) // count] for index in range(count)]
 
 
+def classifier(head: Head) -> Classifier:
+    """The frozen encoder with this head, in eval mode."""
+    made = Classifier(sentence_embedding(), len(head.classes))
+    with torch.no_grad():
+        made.head.weight.copy_(head.weight)
+        made.head.bias.copy_(head.bias)
+    return made.eval()
+
+
+def metric(head: Head, texts: Sequence[Text], most: int) -> Accuracy:
+    """Accuracy on at most `most` of the held-out ones among the texts."""
+    held_out = by_length(spread([text for text in texts if text.part == "held_out"], most))
+    labels = torch.tensor([head.classes.index(text.module) for text in held_out])
+    return Accuracy(batches(Encoder(), held_out, 16), labels)
+
+
 def model() -> penstock.ModelSpec:
     """The classifier with dynamic batch and length, calibration texts and its accuracy on held-out texts."""
-    head = load_head()
+    head, encode = load_head(), Encoder()
     texts = read_texts(head.classes)
-    parts = {part: [text for text in texts if text.part == part] for part in ("fit", "held_out")}
-    held_out = by_length(spread(parts["held_out"], 256))
-    classifier = Classifier(sentence_embedding(), len(head.classes))
-    with torch.no_grad():
-        classifier.head.weight.copy_(head.weight)
-        classifier.head.bias.copy_(head.bias)
-    encode = Encoder()
+    fit = [text for text in texts if text.part == "fit"]
     axes = {0: penstock.Dim("batch", 1, 64), 1: penstock.Dim("seq", 2, LONGEST)}
     return penstock.ModelSpec(
-        model=classifier.eval(),
-        example_inputs=batches(encode, spread(parts["fit"], 4), 4)[0],
+        model=classifier(head),
+        example_inputs=batches(encode, spread(fit, 4), 4)[0],
         dynamic_shapes={"input_ids": axes, "attention_mask": axes},
-        calibration=batches(encode, by_length(spread(parts["fit"], 64)), 8),
-        metric=Accuracy(
-            batches(encode, held_out, 16), torch.tensor([head.classes.index(text.module) for text in held_out])
-        ),
+        calibration=batches(encode, by_length(spread(fit, 64)), 8),
+        metric=metric(head, texts, 256),
         name="classifier",
     )

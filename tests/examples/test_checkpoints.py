@@ -35,13 +35,13 @@ def check_tinylm(report: Mapping[str, Any]) -> None:
 
 
 def check_classifier(report: Mapping[str, Any]) -> None:
-    from examples.classifier import model
+    from examples.classifier import classifier, load_head, metric
+    from examples.docstrings import read_texts
 
-    spec = model()
-    assert set(report["classes"]) and len(report["classes"]) >= 20
-    assert spec.metric is not None
-    accuracy = spec.metric(spec.model)
-    assert accuracy == pytest.approx(report["held_out"]["accuracy"], abs=0.1)
+    head = load_head()
+    assert len(head.classes) >= 20 and set(head.classes) == set(report["classes"])
+    accuracy = metric(head, read_texts(head.classes), 64)(classifier(head))
+    assert accuracy == pytest.approx(report["held_out"]["accuracy"], abs=0.15)
     assert accuracy > 2 * report["held_out"]["always_the_commonest"]
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 import torch
 from safetensors.torch import save
 from torch import nn
 
+from examples import train_classifier
 from examples.classifier import FORMAT, WIDTH, Accuracy, Head, load_head, spread
 from examples.docstrings import MOST, Text, read_texts, richest
 from examples.train_classifier import PARTS, fit, quality
@@ -59,14 +63,46 @@ def test_the_head_separates_what_can_be_separated() -> None:
     centres = torch.randn(4, 16, generator=generator)
     labels = torch.arange(200) % 4
     x = centres[labels] + 0.2 * torch.randn(200, 16, generator=generator)
-    weight, bias = fit(x[:100], labels[:100], 4, 1e-4)
     classes = ("a", "b", "c", "d")
+    nothing = Head(classes, torch.zeros(4, 16), torch.zeros(4))
+    head = fit(x[:100], labels[:100], nothing, 1e-4)
     texts = [Text("names b only", classes[label]) for label in labels[100:]]
-    got = quality(Head(classes, weight, bias), x[100:], labels[100:], texts, "a")
+    got = quality(head, x[100:], labels[100:], texts, "a")
     assert got["accuracy"] == got["accuracy_top_3"] == 1.0
     assert got["always_the_commonest"] == got["the_module_it_names"] == 0.25
-    strict, _ = fit(x[:100], labels[:100], 4, 1.0)
-    assert strict.norm() < weight.norm()
+    strict = fit(x[:100], labels[:100], head, 1.0)
+    assert strict.weight.norm() < head.weight.norm()
+    torch.testing.assert_close(strict.weight, fit(x[:100], labels[:100], nothing, 1.0).weight, rtol=1e-3, atol=1e-4)
+
+
+def bag_of_words(texts: Sequence[Text]) -> torch.Tensor:
+    """Stands for the encoder: float32 [texts, WIDTH]."""
+    rows = torch.zeros(len(texts), WIDTH)
+    for row, text in zip(rows, texts, strict=True):
+        for word in text.text.split():
+            row[crc32(word.encode()) % WIDTH] += 1
+    return nn.functional.normalize(rows, dim=-1)
+
+
+def test_the_command_writes_a_head_and_what_made_it(
+    tmp_path: Path, texts: list[Text], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train_classifier, "embeddings", bag_of_words)
+    monkeypatch.setattr(train_classifier, "read_texts", lambda modules=None: texts)
+    out = tmp_path / "head.safetensors"
+    assert train_classifier.main(["--classes", "3", "--out", str(out)]) == 2
+    assert "2 modules have docstrings, not 3" in capsys.readouterr().err
+    assert train_classifier.main(["--classes", "2", "--out", str(out)]) == 0
+    head, report = load_head(out), json.loads(out.with_suffix(".json").read_text())
+    assert report["classes"] == {name: sum(text.module == name for text in texts) for name in CLASSES}
+    held_out = [text for text in texts if text.part == "held_out"]
+    chosen = nn.functional.linear(bag_of_words(held_out), head.weight, head.bias).argmax(-1)
+    right = sum(CLASSES[row] == text.module for row, text in zip(chosen.tolist(), held_out, strict=True))
+    assert report["held_out"]["accuracy"] == pytest.approx(right / len(held_out), abs=1e-4)
+    assert report["held_out"]["texts"] == len(held_out)
+    assert report["held_out"]["accuracy"] > report["held_out"]["always_the_commonest"]
+    losses = {row["penalty"]: row["validation_cross_entropy"] for row in report["penalties"]}
+    assert report["penalty"] == min(losses, key=lambda penalty: losses[penalty])
 
 
 def test_accuracy_counts_right_rows() -> None:
