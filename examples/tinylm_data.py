@@ -6,7 +6,9 @@ the file. Sources are read as bytes, never imported.
 
 from __future__ import annotations
 
+import os
 import sysconfig
+from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -52,13 +54,11 @@ def read_corpus(root: Path | None = None) -> Corpus:
         ValueError: a part has no file, as in a Python installed without sources.
     """
     root = root or Path(sysconfig.get_path("stdlib"))
-    found = {path.relative_to(root).as_posix(): path for path in root.rglob("*.py") if path.is_file()}
+    found = {path.relative_to(root).as_posix(): path for path in _sources(root)}
     texts = {"fit": bytearray(), "validation": bytearray(), "held_out": bytearray()}
     files: dict[str, list[str]] = {part: [] for part in texts}
     digest = sha256()
     for name in sorted(found):
-        if FOREIGN & set(name.split("/")):
-            continue
         content = found[name].read_bytes()
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
         files[part_of(name)].append(name)
@@ -70,6 +70,12 @@ def read_corpus(root: Path | None = None) -> Corpus:
         files={part: tuple(names) for part, names in files.items()},
         digest=digest.hexdigest(),
     )
+
+
+def _sources(root: Path) -> Iterator[Path]:
+    for folder, below, names in os.walk(root):
+        below[:] = set(below) - FOREIGN
+        yield from (Path(folder, name) for name in names if name.endswith(".py"))
 
 
 def windows(text: Tensor, length: int, most: int) -> Tensor:
