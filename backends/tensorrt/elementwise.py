@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from backends.onnx_emit.dtypes import TORCH_TYPES, Refused
+from backends.arguments import Refused
+from backends.onnx_emit.dtypes import TORCH_TYPES
 from backends.tensorrt.layers import activation, alike, cast, constant, ew, rank, scalar, select, unary
 from backends.tensorrt.library import data_type
 from backends.tensorrt.network import Kind, NetworkScope

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from backends.arguments import Refused
 from backends.base import Device, Unsupported
-from backends.onnx_emit.dtypes import Refused
 from backends.onnx_emit.emit import Writer
 from backends.onnx_emit.pointwise import Emitter
 from backends.onnx_emit.scope import Scope

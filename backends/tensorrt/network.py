@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
+from backends.arguments import Refused
 from backends.base import CPU, Device
-from backends.onnx_emit.dtypes import Refused
 from backends.onnx_emit.scope import Emission, Scope
 from backends.tensorrt.library import Log, data_type, sentence, torch_type
 from ir import Dim, TensorType, Value
