@@ -105,7 +105,7 @@ def _compile(
         try:
             with _config.patch(backed_size_oblivious=exact), _no_conclusions(exact):
                 torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=settings)
-        except Exception as error:
+        except Exception as error:  # its own errors and those of g++ have no kind in common; told in one line
             raise _told(error) from error
         text = wrapper.source(package)
         if inside or wrapper.constants(text) <= outside.keys():
