@@ -19,7 +19,7 @@ from ir.errors import BuildError, MissingError, ResourceError
 from ir.weights import save
 from tests.backends.cases import Built, Call
 from tests.conformance.models import case
-from tests.conformance.regions import EXIT, LOOP, NESTED, runs
+from tests.conformance.regions import LOOP
 
 
 def engine_of(graph: Graph, folder: Path, level: str = "") -> TvmEngine:
@@ -120,16 +120,6 @@ def _flow(text: str) -> Graph:
     graph = parse(text.lstrip(), {"w": torch.randn(4, 4) * 0.5})
     verify(graph)
     return graph
-
-
-def test_branches_run_either_side(tmp_path: Path) -> None:
-    for name, text in (("exit", EXIT), ("nested", NESTED)):
-        (tmp_path / name).mkdir()
-        graph = _flow(text)
-        run = engine_of(graph, tmp_path / name)
-        assert int(run.facts()["ifs"]) >= 1
-        for inputs in runs(graph):
-            torch.testing.assert_close(run(inputs), interpret(graph, inputs), rtol=1e-5, atol=1e-5)
 
 
 def test_loops_are_refused() -> None:

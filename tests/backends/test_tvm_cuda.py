@@ -15,8 +15,7 @@ import pytest
 
 from backends.base import WEIGHTS_FILE, BuildOptions, Device
 from backends.tvm.backend import Tvm
-from backends.tvm.cuda import archs, compile, cubins, flow, stub, toolchain
-from ir import parse, verify
+from backends.tvm.cuda import archs, compile, cubins, stub, toolchain
 from ir.errors import BuildError, MissingError, ResourceError
 from ir.weights import save
 from tests.backends.cuda_on_cpu.models import block
@@ -58,33 +57,6 @@ def test_a_branch_is_proven_from_the_machine_code(tmp_path: Path) -> None:
     built = Tvm().build(graph, tmp_path, BuildOptions(device=L4))
     (proof,) = built.flow
     assert (proof.lowering, proof.evidence, proof.lazy) == ("if", "structural", True)
-
-
-LISTING = """
-@main:
-  call  gt               in: %4, %6       dst: %void
-  If    %7, 3
-  call  {yes}      in: %0           dst: %8
-  goto  2
-  call  {no}       in: %0, %1       dst: %10
-  ret   %16
-"""
-
-
-@pytest.mark.parametrize(
-    ("yes", "no", "more", "lazy"),
-    [
-        ("first", "second", "", True),
-        ("first", "first", "", False),
-        ("first", "second", "  call  second in: %0 dst: %3\n", False),
-    ],
-    ids=["apart", "both sides alike", "called ahead of the jump too"],
-)
-def test_proof_wants_each_side_behind_its_jump(yes: str, no: str, more: str, lazy: bool) -> None:
-    graph = parse(EXIT)
-    verify(graph)
-    (proof,) = flow.proofs(graph, LISTING.format(yes=yes, no=no).replace("@main:\n", f"@main:\n{more}"))
-    assert proof.lazy is lazy and proof.evidence == ("structural" if lazy else "none")
 
 
 def test_branches_run_lazily_on_an_emulated_gpu() -> None:
