@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +12,12 @@ import pytest
 import torch
 
 from backends import backend
+from backends.tvm import link
 from backends.tvm.child import build
 from backends.tvm.cpu.target import cpu_here, flags_here, named
 from backends.tvm.engine import TvmEngine
 from ir import DimRange, Graph, TensorType, interpret, op, parse, show, symbol, verify
-from ir.errors import BuildError, MissingError, ResourceError
+from ir.errors import MissingError, ResourceError
 from ir.weights import save
 from tests.backends.cases import Built, Call
 from tests.conformance.models import case
@@ -248,8 +250,7 @@ def test_equal_graphs_give_equal_libraries(tmp_path: Path) -> None:
 
 
 def test_no_linker_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import shutil
-
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises((MissingError, BuildError), match="linker"):
+    monkeypatch.setattr(link, "find_spec", lambda name: None)
+    with pytest.raises(MissingError, match="no linker"):
         engine_of(Built(_WIDE[:1]).graph, tmp_path)

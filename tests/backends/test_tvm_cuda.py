@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from backends.base import WEIGHTS_FILE, BuildOptions, Device
+from backends.tvm import link
 from backends.tvm.backend import Tvm
-from backends.tvm.cuda import archs, compile, cubins, stub, toolchain
+from backends.tvm.cuda import archs, cubins, stub, toolchain
 from ir.errors import BuildError, MissingError, ResourceError
 from ir.weights import save
 from tests.backends.cuda_on_cpu.models import block
@@ -125,15 +126,28 @@ def test_without_a_compiler_one_sentence_says_what_to_install(monkeypatch: pytes
     assert raised.value.hint == toolchain.INSTALL
 
 
-def test_orin_needs_a_linker_for_its_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_for_the_processor_of_orin_is_linked_here(tmp_path: Path) -> None:
+    import tvm
+    from tvm import te
+
     orin = archs.arch_of(87)
     assert orin is not None
+    x = te.placeholder((8,), name="x")
+    function = te.create_prim_func([x, te.compute((8,), lambda i: x[i] + 1.0)])
+    made = tvm.compile(function, target=tvm.target.Target({"kind": "llvm", "mtriple": orin.host}))
+    link.link(made, tmp_path / "a.so", orin.host.partition("-")[0])
+    found = (tmp_path / "a.so").read_bytes()
+    assert found[:4] == b"\x7fELF" and struct.unpack_from("<HH", found, 16) == (3, 183)  # shared, AArch64
+
+
+def test_linker_of_another_processor_or_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}" if name == "aarch64-linux-gnu-ld" else None)
-    assert compile.linker_for(orin.host)[0] == "aarch64-linux-gnu-ld"
+    assert link.linker_for("aarch64")[0] == "aarch64-linux-gnu-ld"
     monkeypatch.setattr("shutil.which", lambda name: None)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingError, match="no linker for aarch64"):
-        compile.linker_for(orin.host)
+    monkeypatch.setattr(link, "find_spec", lambda name: None)
+    with pytest.raises(MissingError, match="no linker for aarch64") as raised:
+        link.linker_for("aarch64")
+    assert "ziglang" in str(raised.value.hint)
 
 
 def cubin(capability: int, words: list[int]) -> bytes:
