@@ -45,13 +45,16 @@ _WIDE = [
     Call("gelu", "f32[n,32]"), Call("exp", "f32[n,12]!"), Call("tanh", "f32[n,12]!"), Call("erf", "f32[n,12]!"),
 ]  # fmt: skip
 
+_KINDS = [c for i, c in enumerate(_WIDE) if i not in (1, 7, 8)]
+"""One of each kernel: products with the weight first, and masks of floats or none, take the same ones."""
+
 
 @pytest.mark.parametrize("level", ["vnni", "avx2", "portable"])
 def test_kernels_of_every_processor(level: str, tmp_path: Path) -> None:
     if not flags_here().issuperset(named(level).flags):
         assert cpu_here().level != level  # such code cannot run here; the levels below are tried
         return
-    built = Built(_WIDE)
+    built = Built(_WIDE if level == "avx2" else _KINDS)
     run = engine_of(built.graph, tmp_path, level)
     for seed, sizes in enumerate(({"n": 2, "m": 3}, {"n": 1, "m": 21}, {"n": 3, "m": 64})):
         inputs = built.inputs(sizes, seed)

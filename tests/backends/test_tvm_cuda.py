@@ -19,7 +19,6 @@ from backends.tvm.backend import Tvm
 from backends.tvm.cuda import archs, cubins, stub, toolchain
 from ir.errors import BuildError, MissingError, ResourceError
 from ir.weights import save
-from tests.backends.cuda_on_cpu.models import block
 from tests.backends.cuda_on_cpu.run import graph_of
 from tests.conformance.regions import EXIT
 
@@ -34,30 +33,24 @@ def in_process(case: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_builds_a_library_for_a_gpu_that_is_not_here(tmp_path: Path) -> None:
-    graph = graph_of(block("f16"))
+def test_builds_a_library_for_a_gpu_that_is_not_here_and_proves_its_branch(tmp_path: Path) -> None:
+    graph = graph_of(EXIT)
     save(graph.weights, tmp_path / WEIGHTS_FILE)
     heard: list[str] = []
-    options = BuildOptions(device=L4, progress=lambda phase, _: heard.append(phase), stem="block")
+    options = BuildOptions(device=L4, progress=lambda phase, _: heard.append(phase), stem="exit")
     assert Tvm().why_not(L4) == "" and Tvm().unsupported(graph, L4) == []
     built = Tvm().build(graph, tmp_path, options)
-    assert built.facts == {"cubin": "sm_89", "kernels": 16, "tensor_core_kernels": 6}
-    assert built.facts == cubins.checked((tmp_path / "block.so").read_bytes(), 89)
+    (proof,) = built.flow
+    assert (proof.lowering, proof.evidence, proof.lazy) == ("if", "structural", True)
+    assert built.facts["cubin"] == "sm_89" and built.facts["tensor_core_kernels"] == 0  # f32
+    assert built.facts == cubins.checked((tmp_path / "exit.so").read_bytes(), 89)
     assert any("never run" in remark for remark in built.remarks)
     assert built.requires["cuda"].startswith("a GPU of compute capability 8.9")
     assert heard[0] == "emit" and "nvrtc" in heard
     with pytest.raises(BuildError, match="a library with sm_89, where sm_90"):
-        cubins.checked((tmp_path / "block.so").read_bytes(), 90)
+        cubins.checked((tmp_path / "exit.so").read_bytes(), 90)
     with pytest.raises(MissingError):  # here is no driver and no GPU
-        Tvm().load(tmp_path, stem="block")
-
-
-def test_a_branch_is_proven_from_the_machine_code(tmp_path: Path) -> None:
-    graph = graph_of(EXIT)
-    save(graph.weights, tmp_path / WEIGHTS_FILE)
-    built = Tvm().build(graph, tmp_path, BuildOptions(device=L4))
-    (proof,) = built.flow
-    assert (proof.lowering, proof.evidence, proof.lazy) == ("if", "structural", True)
+        Tvm().load(tmp_path, stem="exit")
 
 
 def test_branches_run_lazily_on_an_emulated_gpu() -> None:
@@ -84,8 +77,7 @@ def test_int8_is_exact_on_an_emulated_gpu() -> None:
 def test_every_gpu_gets_its_own_code() -> None:
     found = in_process("every_arch")
     for arch in archs.ARCHS:
-        assert found[f"{arch.name} f16"] == {"cubin": arch.name, "kernels": 16, "tensor_core_kernels": 6}
-        assert found[f"{arch.name} f32"] == {"cubin": arch.name, "kernels": 16, "tensor_core_kernels": 0}
+        assert found[arch.name] == {"cubin": arch.name, "kernels": 16, "tensor_core_kernels": 6}
 
 
 def test_unknown_gpus_are_refused() -> None:
