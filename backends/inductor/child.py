@@ -104,13 +104,21 @@ def _compile(
             settings["cpp.march"] = toolchain.architecture(words)
         try:
             with _config.patch(backed_size_oblivious=exact), _no_conclusions(exact):
-                torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=settings)
+                known = {name: value for name, value in settings.items() if _is_setting(name)}
+                torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=known)
         except Exception as error:  # its own errors and those of g++ have no kind in common; told in one line
             raise _told(error) from error
         text = wrapper.source(package)
         if inside or wrapper.constants(text) <= outside.keys():
             break
     return wrapper.read(text), flags
+
+
+def _is_setting(name: str) -> bool:
+    """Whether this torch knows a setting: those that only save time came one by one."""
+    from torch._inductor import config
+
+    return name in config._config
 
 
 @contextmanager
