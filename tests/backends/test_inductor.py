@@ -169,7 +169,7 @@ INT8_ATTENTION = C(
 )
 # one row is not two: torch would take it for granted that n is two at least
 LAST_ROWS = C("slice.Tensor", "f32[n,4]", 0, -2)
-FEW = [c for name, calls in FAMILIES.items() if name not in ("recurrent", "numbers", "quantized") for c in calls[3::48]]
+FEW = [c for name, calls in FAMILIES.items() if name not in ("recurrent", "numbers", "quantized") for c in calls[3::24]]
 
 
 def _faults(calls: list[Call], folder: Path) -> list[str]:
