@@ -75,7 +75,8 @@ def _compile(
     if request["kind"] == "cuda":
         from torch.export.passes import move_to_device_pass
 
-        program = move_to_device_pass(program, "cuda")
+        # by number: a tensor says cuda:0 of itself, and torch compares the words
+        program = move_to_device_pass(program, f"cuda:{torch.cuda.current_device()}")
     progress("compile", 0.2)
     package = Path(request["package"])
     with config.patch({"cpp.vec_isa_ok": True}):  # what it would try, by compiling, is true of every wheel of torch
