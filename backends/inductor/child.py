@@ -107,7 +107,7 @@ def _compile(
             with _config.patch(backed_size_oblivious=exact), _no_conclusions(exact):
                 known = {name: value for name, value in settings.items() if _is_setting(name)}
                 torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=known)
-        except Exception as error:
+        except Exception as error:  # its own errors and those of g++ have no kind in common; told in one line
             raise _told(error) from error
         text = wrapper.source(package)
         if inside or wrapper.constants(text) <= outside.keys():
