@@ -18,6 +18,7 @@ class Tvm(Backend):
     """Builds ``STEM.so`` in a child process and runs it with TVM's virtual machine."""
 
     name = "tvm"
+    rows = "bucketed"
     install = 'pip install "penstock[tvm]"'
     patient = True
 
