@@ -40,11 +40,10 @@ def _softplus(m: Any, x: Any, beta: float = 1.0, threshold: float = 20.0) -> Any
 def _mish(m: Any, x: Any) -> Any:
     """``x * tanh(log(1 + e))`` with ``e = exp(x)``, of which ``tanh log`` makes a fraction.
 
-    Written as it reads, or with one ``e`` read twice, the names that the functions bind inside are unfolded again and
-    again when LLVM code is made: a minute for one kernel.
+    Written as it reads, each function would be written out as often as the next reads it: LLVM took a minute.
     """
-    two = constant(2, x)
-    return x / (constant(1, x) + two / (two * m.exp(x) + m.exp(two * x)))
+    e, two = m.exp(x), constant(2, x)
+    return x / (constant(1, x) + two / (e * (e + two)))
 
 
 def _log_sigmoid(m: Any, x: Any) -> Any:
