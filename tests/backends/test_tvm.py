@@ -132,6 +132,14 @@ def test_branches_run_either_side(tmp_path: Path) -> None:
             torch.testing.assert_close(run(inputs), interpret(graph, inputs), rtol=1e-5, atol=1e-5)
 
 
+def test_operators_taken_apart_stand_beside_each_other(tmp_path: Path) -> None:
+    """Their sizes are those of the graph: with names of their own TVM did not compute them."""
+    built = Built([Call("lift", "f16[n,4]"), Call("ravel", "f16[n,4]"), Call("mish", "f32[n,12]!")])
+    run, inputs = engine_of(built.graph, tmp_path), built.inputs({"n": 5, "m": 3})
+    for name, want in interpret(built.graph, inputs).items():
+        torch.testing.assert_close(run(inputs)[name], want, rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
 def test_loops_are_refused() -> None:
     found = backend("tvm").unsupported(_flow(LOOP))
     assert [(f.op, f.reason) for f in found] == [("while", "loops are driven by the host (segments)")]
