@@ -60,6 +60,11 @@ def _hard_sigmoid(m: Any, x: Any) -> Any:
     return minimum(maximum(x + constant(3, x), constant(0, x)), constant(6, x)) / constant(6, x)
 
 
+def _softshrink(m: Any, x: Any, a: float) -> Any:
+    outside = select(x > 0, x - constant(a, x), x + constant(a, x))
+    return select(absolute(m, x) <= constant(a, x), constant(0, x), outside)
+
+
 def _sinc(m: Any, x: Any) -> Any:
     angle = x * constant(math.pi, x)
     safe = select(angle == 0, constant(1, x), angle)
@@ -123,13 +128,8 @@ _NUMBERED: Mapping[str, tuple[Any, ...]] = {
     "softplus": (_softplus, 1.0, 20.0),
     "hardtanh": (lambda m, x, low, high: minimum(maximum(x, constant(low, x)), constant(high, x)), -1.0, 1.0),
     "threshold": (lambda m, x, limit, value: select(x <= constant(limit, x), constant(value, x), x), 0.0, 0.0),
-    "softshrink": (
-        lambda m, x, a: select(
-            x > constant(a, x), x - constant(a, x), select(x < constant(-a, x), x + constant(a, x), constant(0, x))
-        ),
-        0.5,
-    ),
-    "hardshrink": (lambda m, x, a: select(absolute(m, x) > constant(a, x), x, constant(0, x)), 0.5),
+    "softshrink": (_softshrink, 0.5),
+    "hardshrink": (lambda m, x, a: select(absolute(m, x) <= constant(a, x), constant(0, x), x), 0.5),
 }
 
 ACTIVATIONS: Mapping[str, Emitter] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 
 from backends.base import CPU, DEFAULT, Backend, BuildOptions, Built, Device, Engine, FlowProof, Unsupported
 from backends.child import run_child
@@ -19,6 +20,11 @@ class Tvm(Backend):
     name = "tvm"
     install = 'pip install "penstock[tvm]"'
     patient = True
+    deviations = MappingProxyType(
+        {
+            "nan": "gelu, and the mean that var_mean and std_mean give, of infinities may be infinite where torch gives NaN"
+        }
+    )
 
     def version(self) -> str | None:
         """Version of the installed package."""

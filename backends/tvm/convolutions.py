@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -222,8 +223,9 @@ def _averaged(
             return te.sum(read, axis=loops)
 
         total = te.compute(k.shape(shape), element, name="pool")
+        ratio = operator.truediv if inner.is_floating_point else tirx.truncdiv
         return te.compute(
-            k.shape(shape), lambda *i: cast(total(*i) / cast(divide(k, i[2:]), inner), dtype), name="mean"
+            k.shape(shape), lambda *i: cast(ratio(total(*i), cast(divide(k, i[2:]), inner)), dtype), name="mean"
         )
 
     made = s.te("pool", build, [x], [(dtype, tuple(shape))])[0]

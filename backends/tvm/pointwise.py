@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from backends.tvm.dtypes import Refused, number, promoted
-from backends.tvm.scalars import constant, is_infinite, is_nan, maximum, minimum, remainder_of
+from backends.tvm.scalars import constant, is_infinite, is_nan, maximum, minimum, remainder_of, unequal
 from backends.tvm.scope import Emitter, Scope, Tensor
 from ir import Arg, Node, TensorType, Value
 
@@ -315,7 +315,7 @@ _FLOAT = (
 _OWN = ("exp", "log", "tanh", "erf", "sigmoid", "log1p", "expm1")
 _COMPARISONS: Mapping[str, Formula] = {
     "lt": lambda a, b: a < b, "le": lambda a, b: a <= b, "gt": lambda a, b: a > b, "ge": lambda a, b: a >= b,
-    "eq": lambda a, b: a == b, "ne": lambda a, b: a != b,
+    "eq": lambda a, b: a == b, "ne": unequal,
 }  # fmt: skip
 _COPIES = (
     "to.dtype", "to.device", "to.dtype_layout", "to.other", "to.prim_Device", "_to_copy.default", "type_as.default",

@@ -250,7 +250,7 @@ def vector_norm(s: Scope, node: Node, x: Value, order: Arg = 2, dim: Arg = None,
     if order == 1:
         return fold(s, "norm", s[x], axes, bool(keep), dtype, "sum", tirx.abs)
     if order == 0:
-        return fold(s, "norm", s[x], axes, bool(keep), dtype, "sum", lambda v: cast(v != 0, inner))
+        return fold(s, "norm", s[x], axes, bool(keep), dtype, "sum", lambda v: cast(cast(v, torch.bool), inner))
     p = number(order)
     total = fold(
         s, "norm", s[x], axes, bool(keep), inner, "sum", lambda v: tirx.power(tirx.abs(v), tirx.const(p, v.ty.dtype))

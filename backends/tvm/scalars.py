@@ -71,6 +71,15 @@ def is_nan(x: Any) -> Any:
     return tirx.isnan(x)
 
 
+def unequal(a: Any, b: Any) -> Any:
+    """``a != b``, true if either is NaN: LLVM's comparison is the ordered one."""
+    from tvm import tirx
+
+    if "float" not in str(a.ty.dtype):
+        return a != b
+    return tirx.any(a != b, is_nan(a), is_nan(b))
+
+
 def is_infinite(x: Any) -> Any:
     """Whether a number is beyond all numbers."""
     from tvm import tirx

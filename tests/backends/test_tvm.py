@@ -140,6 +140,18 @@ def test_operators_taken_apart_stand_beside_each_other(tmp_path: Path) -> None:
         torch.testing.assert_close(run(inputs)[name], want, rtol=1e-6, atol=1e-6, equal_nan=True)
 
 
+def test_nan_is_a_truth_and_no_number(tmp_path: Path) -> None:
+    """LLVM's ``!=`` is false of NaN; shrinking and large negative numbers through gelu lost it or grew."""
+    calls = [Call("ne.Tensor", "f32[n,4]?", "f32[4]"), Call("to.dtype", "f16[n,4]?", torch.bool)]
+    calls += [Call(n, "f32[n,4]?") for n in ("softshrink", "hardshrink", "logical_not")]
+    calls += [Call("linalg_vector_norm", "f32[n,4]?", 0, [1], True), Call("gelu", "f32[n,12]!", approximate="tanh")]
+    calls += [Call("avg_pool1d", "i64[n,4,9]", 2)]
+    built = Built(calls)
+    run, inputs = engine_of(built.graph, tmp_path), built.inputs({"n": 5, "m": 3})
+    for name, want in interpret(built.graph, inputs).items():
+        torch.testing.assert_close(run(inputs)[name], want, rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
 def test_loops_are_refused() -> None:
     found = backend("tvm").unsupported(_flow(LOOP))
     assert [(f.op, f.reason) for f in found] == [("while", "loops are driven by the host (segments)")]
