@@ -20,11 +20,7 @@ class Tvm(Backend):
     name = "tvm"
     install = 'pip install "penstock[tvm]"'
     patient = True
-    deviations = MappingProxyType(
-        {
-            "nan": "gelu, and the mean that var_mean and std_mean give, of infinities may be infinite where torch gives NaN"
-        }
-    )
+    deviations = MappingProxyType({"nan": "gelu and the mean of var_mean may be infinite where torch gives NaN"})
 
     def version(self) -> str | None:
         """Version of the installed package."""
