@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from backends.tvm.dtypes import Refused, axis_of, cast, literal, promoted
+from backends.tvm.dtypes import Refused, axis_of, cast, literal, promoted, wide
 from backends.tvm.pointwise import result_type
 from backends.tvm.rows import mask_places, masked_write, nonzero
 from backends.tvm.scope import Emitter, Kernel, Scope, Tensor, aligned, broadcast
@@ -220,8 +220,11 @@ def written(
                 inside += [at >= 0, at < size]
                 full[axis] = at
             value = read[update][tuple(where)]
+            if combine is not None:
+                inner = wide(x.dtype)
+                value = cast(combine(cast(target[tuple(full)], inner), cast(value, inner)), x.dtype)
             with I.If(tirx.all(*inside)), I.Then():
-                I.buffer_store(target, value if combine is None else combine(target[tuple(full)], value), full)
+                I.buffer_store(target, value, full)
 
         nest(k, update.shape if shape is None else shape, write)
 
