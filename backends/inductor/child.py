@@ -75,7 +75,8 @@ def _compile(
     if request["kind"] == "cuda":
         from torch.export.passes import move_to_device_pass
 
-        program = move_to_device_pass(program, "cuda")
+        # by number: a tensor says cuda:0 of itself, and torch compares the words
+        program = move_to_device_pass(program, f"cuda:{torch.cuda.current_device()}")
     progress("compile", 0.2)
     package = Path(request["package"])
     with config.patch({"cpp.vec_isa_ok": True}):  # what it would try, by compiling, is true of every wheel of torch
@@ -104,13 +105,21 @@ def _compile(
             settings["cpp.march"] = toolchain.architecture(words)
         try:
             with _config.patch(backed_size_oblivious=exact), _no_conclusions(exact):
-                torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=settings)
-        except Exception as error:
+                known = {name: value for name, value in settings.items() if _is_setting(name)}
+                torch._inductor.aoti_compile_and_package(program, package_path=str(package), inductor_configs=known)
+        except Exception as error:  # its own errors and those of g++ have no kind in common; told in one line
             raise _told(error) from error
         text = wrapper.source(package)
         if inside or wrapper.constants(text) <= outside.keys():
             break
     return wrapper.read(text), flags
+
+
+def _is_setting(name: str) -> bool:
+    """Whether this torch knows a setting: those that only save time came one by one."""
+    from torch._inductor import config
+
+    return name in config._config
 
 
 @contextmanager

@@ -45,7 +45,7 @@ class Library(Engine):
             self._runner = runner(str(path), "model", False, 1, -1)
             self._weights = self._constants(weights)
             if self._weights:  # a library without its weights would read from nowhere
-                self._runner.load_constants(self._weights, False, True, True, False)
+                self._runner.load_constants(self._weights, False, True, True)
         except RuntimeError as error:
             raise PenstockError(f"AOTInductor does not load {path.name}: {_sentence(error)}") from None
         self._held = {t.untyped_storage().data_ptr() for t in self._weights.values()}
@@ -64,7 +64,8 @@ class Library(Engine):
         return {constant: tensor(name).to(self._device) for constant, name in names.items()}
 
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Run once; no output shares memory with an input, a weight or another output."""
+        """Run once; no output shares memory with an input, a weight or another output. Results lie where inputs lay."""
+        stays = any(tensor.is_cuda for tensor in inputs.values())
         given = [inputs[name].detach().to(self._device).contiguous() for name in self._said.inputs]
         taken = self._held | {t.untyped_storage().data_ptr() for t in given}
         with _threads(self._threads):
@@ -75,7 +76,8 @@ class Library(Engine):
         made: dict[str, torch.Tensor] = {}
         for name, tensor in zip(self._said.outputs, results, strict=True):
             place = tensor.untyped_storage().data_ptr()
-            made[name] = (tensor.clone() if place in taken else tensor).cpu()
+            own = tensor.clone() if place in taken else tensor
+            made[name] = own if stays else own.cpu()
             taken.add(place)
         return made
 

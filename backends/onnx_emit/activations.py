@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import torch
 
+from backends.arguments import Refused, number, result_type
 from backends.onnx_emit.arithmetic import clamp
-from backends.onnx_emit.dtypes import Refused, number
-from backends.onnx_emit.pointwise import Emitter, result_type
+from backends.onnx_emit.pointwise import Emitter
 from backends.onnx_emit.scope import Scope
 from ir import Arg, Node, Value
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import torch
 
-from backends.onnx_emit.dtypes import Refused
-from backends.onnx_emit.pointwise import Emitter, pair, result_type, widened, wider
+from backends.arguments import Refused, result_type
+from backends.onnx_emit.pointwise import Emitter, pair, widened, wider
 from backends.onnx_emit.scope import Scope
 from ir import Arg, Node, Value
 

@@ -7,20 +7,10 @@ from typing import Any
 
 import torch
 
-from backends.onnx_emit.dtypes import Refused
-from backends.onnx_emit.pointwise import Emitter, result_type
+from backends.arguments import Refused, many, result_type, shape_of
+from backends.onnx_emit.pointwise import Emitter
 from backends.onnx_emit.scope import LONGEST, Scope
-from backends.onnx_emit.views import shape_of
 from ir import Arg, Node, Value
-
-
-def _many(value: Arg, count: int, default: int = 1) -> list[int]:
-    values = list(value) if isinstance(value, tuple) else [default if value is None else value]
-    if not values:
-        values = [default]
-    if not all(isinstance(v, int) for v in values):
-        raise Refused("strides, paddings and kernels must be known when compiling")
-    return [int(v) for v in (values * count if len(values) == 1 else values)]  # type: ignore[arg-type]
 
 
 def _batched(s: Scope, x: Value, spatial: int, run: Any) -> str:
@@ -37,7 +27,7 @@ def convolution(spatial: int) -> Emitter:
         s: Scope, node: Node, x: Value, weight: Value, bias: Arg = None, stride: Arg = 1, padding: Arg = 0,
         dilation: Arg = 1, groups: Arg = 1,
     ) -> str:  # fmt: skip
-        reach = _many(dilation, spatial)
+        reach = many(dilation, spatial)
         kernel = [int(k) for k in weight.tensor.shape[2:]]
         if padding == "valid":
             padding = 0
@@ -45,10 +35,10 @@ def convolution(spatial: int) -> Emitter:
             totals = [d * (k - 1) for d, k in zip(reach, kernel, strict=True)]
             pads = [t // 2 for t in totals] + [t - t // 2 for t in totals]
         else:
-            pads = _many(padding, spatial, 0) * 2
+            pads = many(padding, spatial, 0) * 2
         added = None if bias is None else s[bias]  # type: ignore[index]
         return _batched(s, x, spatial, lambda name: s.op(
-            "Conv", name, s[weight], added, strides=_many(stride, spatial), pads=pads, dilations=reach, group=groups,
+            "Conv", name, s[weight], added, strides=many(stride, spatial), pads=pads, dilations=reach, group=groups,
             kernel_shape=kernel,
         ))  # fmt: skip
 
@@ -64,9 +54,9 @@ def transposed(spatial: int) -> Emitter:
     ) -> str:  # fmt: skip
         added = None if bias is None else s[bias]  # type: ignore[index]
         return _batched(s, x, spatial, lambda name: s.op(
-            "ConvTranspose", name, s[weight], added, strides=_many(stride, spatial),
-            pads=_many(padding, spatial, 0) * 2, output_padding=_many(output_padding, spatial, 0), group=groups,
-            dilations=_many(dilation, spatial), kernel_shape=[int(k) for k in weight.tensor.shape[2:]],
+            "ConvTranspose", name, s[weight], added, strides=many(stride, spatial),
+            pads=many(padding, spatial, 0) * 2, output_padding=many(output_padding, spatial, 0), group=groups,
+            dilations=many(dilation, spatial), kernel_shape=[int(k) for k in weight.tensor.shape[2:]],
         ))  # fmt: skip
 
     return emit
@@ -92,10 +82,10 @@ def max_pool(spatial: int) -> Emitter:
     ) -> str | tuple[str, ...]:  # fmt: skip
         if len(node.results) > 1 and node.results[1].uses:
             raise Refused("the indices of a max pool")
-        size = _many(kernel, spatial)
+        size = many(kernel, spatial)
         made = _batched(s, x, spatial, lambda name: s.op(
-            "MaxPool", name, kernel_shape=size, strides=_many(stride or kernel, spatial),
-            pads=_many(padding, spatial, 0) * 2, dilations=_many(dilation, spatial), ceil_mode=int(bool(ceil_mode)),
+            "MaxPool", name, kernel_shape=size, strides=many(stride or kernel, spatial),
+            pads=many(padding, spatial, 0) * 2, dilations=many(dilation, spatial), ceil_mode=int(bool(ceil_mode)),
         ))  # fmt: skip
         return made if len(node.results) == 1 else (made, "")
 
@@ -111,11 +101,11 @@ def average_pool(spatial: int) -> Emitter:
     ) -> str:  # fmt: skip
         if divisor is not None:
             raise Refused("an average pool with a divisor of its own")
-        size, around = _many(kernel, spatial), _many(padding, spatial, 0)
+        size, around = many(kernel, spatial), many(padding, spatial, 0)
         if s.flavor == "openvino" and ceil_mode and count_include_pad and any(around):
             raise Refused("an average pool with padding and ceil_mode, which OpenVINO divides otherwise")
         return _batched(s, x, spatial, lambda name: s.op(
-            "AveragePool", name, kernel_shape=size, strides=_many(stride or kernel, spatial),
+            "AveragePool", name, kernel_shape=size, strides=many(stride or kernel, spatial),
             pads=around * 2, ceil_mode=int(bool(ceil_mode)),
             count_include_pad=int(bool(count_include_pad)),
         ))  # fmt: skip
@@ -128,7 +118,7 @@ def adaptive_average(spatial: int) -> Emitter:
 
     def emit(s: Scope, node: Node, x: Value, size: Arg) -> str:
         rank, name, dtype = x.tensor.rank, s[x], result_type(node)
-        want = _many(size, spatial)
+        want = many(size, spatial)
         if all(w == 1 for w in want):
             return s.op("ReduceMean", name, s.ints(*range(rank - spatial, rank)), keepdims=1)
         for offset, new in enumerate(want):
@@ -160,7 +150,7 @@ def adaptive_max(spatial: int) -> Emitter:
     def emit(s: Scope, node: Node, x: Value, size: Arg) -> tuple[str, str]:
         if node.results[1].uses:
             raise Refused("the indices of an adaptive max pool")
-        rank, want = x.tensor.rank, _many(size, spatial)
+        rank, want = x.tensor.rank, many(size, spatial)
         have = x.tensor.shape[-spatial:]
         if all(w == 1 for w in want):
             return s.op("ReduceMax", s[x], s.ints(*range(rank - spatial, rank)), keepdims=1), ""

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from backends.onnx_emit.dtypes import Refused
-from backends.onnx_emit.pointwise import Emitter, choose, result_type
+from backends.arguments import Refused, result_type, shape_of
+from backends.onnx_emit.pointwise import Emitter, choose
 from backends.onnx_emit.scope import Scope
-from backends.onnx_emit.views import shape_of
 from ir import Arg, Node, ScalarType, Value
 
 _I64 = torch.int64

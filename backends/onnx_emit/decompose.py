@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from backends.onnx_emit.dtypes import Refused
+from backends.arguments import Refused
 from backends.onnx_emit.scope import Scope
 from backends.parts import key_of, parts_of
 from ir import Block, Node

@@ -9,14 +9,14 @@ import onnx
 import torch
 from onnx import GraphProto, helper
 
+from backends.arguments import IGNORED, Refused, positional
 from backends.base import WEIGHTS_FILE, Unsupported
 from backends.onnx_emit.decompose import decomposed
-from backends.onnx_emit.dtypes import Refused
 from backends.onnx_emit.flow import conditional, loop, proto_type
 from backends.onnx_emit.kernels import type_fault
 from backends.onnx_emit.pointwise import Emitter
 from backends.onnx_emit.scope import MICROSOFT, Emission, Scope
-from backends.onnx_emit.table import EMITTERS, IGNORED
+from backends.onnx_emit.table import EMITTERS
 from backends.payload import RENAMED
 from ir import COND, WHILE, Arg, Block, Graph, Node, TensorType, Value
 from ir.errors import UnsupportedError
@@ -203,24 +203,11 @@ class Writer:
             form = self.form(node)
             if form is None:
                 return self._decomposed(scope, node)
-            made = form(scope, node, *_positional(node))
+            made = form(scope, node, *positional(node))
         except Refused as refused:
             self.faults.append(Unsupported(node.op.name, str(node.origin), str(refused)))
             return [f"missing.{i}" for i in range(count)]
         return [made] if isinstance(made, str) else list(made)
-
-
-def _positional(node: Node) -> list[Arg]:
-    """Arguments in the order of the schema, defaults filled in."""
-    schema = getattr(node.op.target, "_schema", None)
-    if schema is None:
-        return list(node.args)
-    given = []
-    for index, argument in enumerate(schema.arguments):
-        default = argument.default_value if argument.has_default_value() else None
-        value = node.arg(index, argument.name, tuple(default) if isinstance(default, list) else default)
-        given.append(value)
-    return given
 
 
 def _walk(nodes: Iterable[Any]) -> Iterable[Any]:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from onnx import GraphProto, TensorProto, TypeProto, helper
 
-from backends.onnx_emit.dtypes import SCALARS, Refused, onnx_type
+from backends.arguments import SCALARS, Refused
+from backends.onnx_emit.dtypes import onnx_type
 from backends.onnx_emit.scope import Scope
 from ir import Arg, Block, Node, ScalarType, TensorType, Type, Value, show_dim
 
@@ -31,7 +32,8 @@ def bind(s: Scope, block: Block, values: Sequence[str]) -> None:
         s[argument] = name
 
 
-def _names(s: Scope, args: Arg) -> list[str]:
+def operands_of(s: Scope, args: Arg) -> list[str]:
+    """Names of what is handed to a region."""
     found = []
     for arg in args if isinstance(args, tuple) else ():
         if isinstance(arg, Value):
@@ -50,7 +52,7 @@ def conditional(s: Scope, node: Node, emit: EmitBlock) -> list[str]:
     taken = s.tensor(predicate, torch.bool)
     if isinstance(predicate, Value) and isinstance(predicate.type, TensorType) and predicate.type.rank:
         taken = s.op("Reshape", taken, s.ints())
-    given = _names(s, operands)
+    given = operands_of(s, operands)
     branches: list[GraphProto] = []
     for label, region in zip(("then", "else"), node.regions, strict=True):
         inner = Scope(s.emission, s)
@@ -70,7 +72,7 @@ def conditional(s: Scope, node: Node, emit: EmitBlock) -> list[str]:
 
 def loop(s: Scope, node: Node, emit: EmitBlock) -> list[str]:
     """``while(carried, closed)``: the test runs once before, and again at the end of each turn."""
-    carried, closed = (_names(s, a) for a in node.args)
+    carried, closed = (operands_of(s, a) for a in node.args)
     test, body = node.regions
     bind(s, test, [*carried, *closed])
     start = _truth(s, emit(s, test)[0])

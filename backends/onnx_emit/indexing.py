@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from backends.arguments import Refused, promoted, result_type, shape_of
 from backends.onnx_emit.create import count
-from backends.onnx_emit.dtypes import Refused, axis_of, promoted
-from backends.onnx_emit.pointwise import Emitter, choose, result_type
+from backends.onnx_emit.dtypes import axis_of
+from backends.onnx_emit.pointwise import Emitter, choose
 from backends.onnx_emit.scope import LONGEST, Scope
-from backends.onnx_emit.views import expand_to, shape_of
+from backends.onnx_emit.views import expand_to
 from ir import Arg, Node, Value
 
 _I64 = torch.int64

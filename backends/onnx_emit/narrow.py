@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from backends.onnx_emit.dtypes import Refused, onnx_type
-from backends.onnx_emit.pointwise import Emitter, result_type
+from backends.arguments import Refused, result_type
+from backends.onnx_emit.dtypes import onnx_type
+from backends.onnx_emit.pointwise import Emitter
 from backends.onnx_emit.scope import Scope
 from ir import Arg, Dim, Node, Value
 from ir.narrow import E2M1, E2M1_MAX, E4M3, E4M3_MAX, NVFP4_BLOCK

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from backends.onnx_emit.dtypes import Refused, number
-from backends.onnx_emit.pointwise import Emitter, result_type
+from backends.arguments import Refused, number, result_type
+from backends.onnx_emit.pointwise import Emitter
 from backends.onnx_emit.scope import Scope
 from ir import Arg, Node, Value
 

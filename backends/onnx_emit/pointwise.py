@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from backends.onnx_emit.dtypes import Refused, dtype_of, promoted
+from backends.arguments import Refused, dtype_of, promoted, result_type
 from backends.onnx_emit.scope import Scope
 from ir import Arg, Node, Value
 
@@ -21,11 +21,6 @@ _NARROW = frozenset({torch.bool, torch.int8, torch.int16, torch.uint8, torch.uin
 def wider(dtype: torch.dtype) -> torch.dtype:
     """What to compute in: engines have few kernels for narrow integers, and int32 wraps alike when narrowed."""
     return torch.int32 if dtype in _NARROW else dtype
-
-
-def result_type(node: Node) -> torch.dtype:
-    """Element type of the first result."""
-    return node.results[0].tensor.dtype
 
 
 def unary(kind: str, **attributes: Any) -> Emitter:

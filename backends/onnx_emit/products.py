@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import torch
 
-from backends.onnx_emit.dtypes import Refused, dtype_of
-from backends.onnx_emit.pointwise import Emitter, result_type, wider
+from backends.arguments import Refused, dtype_of, result_type
+from backends.onnx_emit.pointwise import Emitter, wider
 from backends.onnx_emit.quantized import transposed_weight
 from backends.onnx_emit.scope import Scope
 from ir import Arg, Node, Value

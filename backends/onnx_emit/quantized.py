@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import torch
 
-from backends.onnx_emit.dtypes import Refused
-from backends.onnx_emit.pointwise import Emitter, result_type
+from backends.arguments import Refused, result_type
+from backends.onnx_emit.pointwise import Emitter
 from backends.onnx_emit.scope import MICROSOFT, Scope
 from ir import Arg, Node, Value
 

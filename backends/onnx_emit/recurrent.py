@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from backends.onnx_emit.dtypes import Refused
+from backends.arguments import Refused
 from backends.onnx_emit.pointwise import Emitter
 from backends.onnx_emit.scope import Scope
 from ir import Arg, Node, Value

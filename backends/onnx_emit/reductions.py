@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 import torch
 
-from backends.onnx_emit.dtypes import Refused, axis_of, number
-from backends.onnx_emit.pointwise import Emitter, result_type, wider
+from backends.arguments import Refused, number, result_type, spread_over
+from backends.onnx_emit.dtypes import axis_of
+from backends.onnx_emit.pointwise import Emitter, wider
 from backends.onnx_emit.scope import Scope
 from ir import Arg, Node, Value
 
@@ -121,16 +122,7 @@ def deviation(root: bool, with_mean: bool = False, form: str = "correction") -> 
     """``var``, ``std`` and the forms that also return the mean."""
 
     def emit(s: Scope, node: Node, x: Value, *args: Arg) -> str | tuple[str, ...]:
-        dim: Arg
-        if form == "default":
-            dim, correction, keep = None, 1.0 if not args or args[0] else 0.0, False
-        else:
-            dim, second, third = (*args, None, None, None)[:3]
-            keep = bool(third)
-            if form == "dim":
-                correction = 1.0 if second is None or second else 0.0
-            else:
-                correction = 1.0 if second is None else number(second)
+        dim, correction, keep = spread_over(form, args)
         made, mean = _variance(s, x, dim, correction, keep)
         made = s.op("Sqrt", made) if root else made
         return (made, mean) if with_mean else made

@@ -15,7 +15,8 @@ import sympy
 import torch
 from onnx import NodeProto, TensorProto, helper
 
-from backends.onnx_emit.dtypes import Refused, dtype_of, onnx_type
+from backends.arguments import Refused, dtype_of
+from backends.onnx_emit.dtypes import onnx_type
 from ir import Arg, Dim, Graph, ScalarType, TensorType, Value
 from ir.weights import raw_bytes
 

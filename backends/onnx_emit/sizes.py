@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from backends.onnx_emit.dtypes import Refused, dtype_of
+from backends.arguments import Refused, dtype_of
 from backends.onnx_emit.pointwise import Emitter
 from backends.onnx_emit.scope import Scope
 from ir import Arg, Node, ScalarType, Value

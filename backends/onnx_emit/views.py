@@ -7,17 +7,13 @@ from typing import Any
 
 import torch
 
-from backends.onnx_emit.dtypes import Refused, axis_of, widest
+from backends.arguments import Refused, moved_dims, shape_of, widest
+from backends.onnx_emit.dtypes import axis_of
 from backends.onnx_emit.pointwise import Emitter
 from backends.onnx_emit.scope import LONGEST, Scope
 from ir import Arg, Dim, Node, TensorType, Value
 
 _I64 = torch.int64
-
-
-def shape_of(node: Node) -> tuple[Dim, ...]:
-    """Shape of the first result."""
-    return node.results[0].tensor.shape
 
 
 def nothing(s: Scope, node: Node, x: Value, *_: Arg) -> str:
@@ -89,14 +85,7 @@ def transpose_matrix(s: Scope, node: Node, x: Value) -> str:
 
 def movedim(s: Scope, node: Node, x: Value, source: Arg, destination: Arg) -> str:
     """``aten.movedim``."""
-    rank = x.tensor.rank
-    sources = [int(d) % rank for d in (source if isinstance(source, tuple) else (source,))]
-    targets = [int(d) % rank for d in (destination if isinstance(destination, tuple) else (destination,))]
-    order = [-1] * rank
-    for a, b in zip(sources, targets, strict=True):
-        order[b] = a
-    rest = iter(d for d in range(rank) if d not in sources)
-    return s.transpose(s[x], [d if d >= 0 else next(rest) for d in order])
+    return s.transpose(s[x], moved_dims(x.tensor.rank, source, destination))
 
 
 def expand(s: Scope, node: Node, x: Value, size: Sequence[Arg], *_: Arg) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from backends.onnx_emit.dtypes import TORCH_TYPES, Refused
+from backends.arguments import Refused
+from backends.onnx_emit.dtypes import TORCH_TYPES
 from backends.tensorrt.layers import activation, alike, cast, constant, ew, rank, scalar, select, unary
 from backends.tensorrt.library import data_type
 from backends.tensorrt.network import Kind, NetworkScope
@@ -75,21 +76,10 @@ def divide(s: NetworkScope, names: Names, attributes: Attributes) -> Any:
 def modulo(s: NetworkScope, names: Names, attributes: Attributes) -> Any:
     """The sign of the divisor, or with ``fmod`` that of the dividend."""
     a, b = map(s.read, names)
-    if not s.type_of(a).is_floating_point:
-        quotient = ew(s, "DIV" if attributes.get("fmod") else "FLOOR_DIV", a, b)
-        return ew(s, "SUB", a, ew(s, "PROD", quotient, b))
-    narrow = s.type_of(a)
-    a, b = cast(s, a, torch.float32), cast(s, b, torch.float32)  # a rounded quotient would be another whole number
-    quotient = ew(s, "DIV", a, b)
-    whole = ew(s, "PROD", unary(s, "SIGN", quotient), unary(s, "FLOOR", unary(s, "ABS", quotient)))
-    rest = ew(s, "SUB", a, ew(s, "PROD", whole, b))
-    sign, size = unary(s, "SIGN", a), unary(s, "ABS", b)
-    step = ew(s, "PROD", sign, size)
-    low = scalar(s, "LESS", ew(s, "PROD", rest, sign), 0.0)  # the quotient was rounded up to a whole number
-    rest = select(s, low, ew(s, "SUM", rest, step), rest)
-    high = ew(s, "GREATER", unary(s, "ABS", rest), size)  # or down
-    high = ew(s, "OR", high, ew(s, "EQUAL", unary(s, "ABS", rest), size))
-    return cast(s, select(s, high, ew(s, "SUB", rest, step), rest), narrow)
+    if s.type_of(a).is_floating_point:
+        raise Refused("an exact remainder of floats; compute it in whole numbers")
+    quotient = ew(s, "DIV" if attributes.get("fmod") else "FLOOR_DIV", a, b)
+    return ew(s, "SUB", a, ew(s, "PROD", quotient, b))
 
 
 def convert(s: NetworkScope, names: Names, attributes: Attributes) -> Any:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from backends.arguments import Refused
 from backends.base import Device, Unsupported
-from backends.onnx_emit.dtypes import Refused
 from backends.onnx_emit.emit import Writer
 from backends.onnx_emit.pointwise import Emitter
 from backends.onnx_emit.scope import Scope
@@ -175,11 +175,6 @@ def profile_of(graph: Graph, unbounded: int) -> tuple[Profile, dict[str, tuple[i
         )
         shapes[spec.name] = (low_, opt, high_)
     return shapes, dims
-
-
-def dims_text(dims: Mapping[str, Sequence[int]]) -> str:
-    """``n 1..64, m 1..4096``."""
-    return ", ".join(f"{name} {low}..{high}" for name, (low, _, high) in dims.items())
 
 
 def flows_of(network: Network) -> tuple[list[Flow], int]:

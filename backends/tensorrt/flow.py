@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from backends.onnx_emit.dtypes import SCALARS, Refused
+from backends.arguments import SCALARS, Refused
 from backends.onnx_emit.emit import Writer
-from backends.onnx_emit.flow import bind
+from backends.onnx_emit.flow import bind, operands_of
 from backends.tensorrt.layers import reshape
 from backends.tensorrt.network import NetworkScope
 from ir import COND, RETURN, Arg, Block, Node, ScalarType, TensorType, Value
@@ -28,19 +28,6 @@ def region(s: NetworkScope, node: Node, writer: Writer) -> list[str]:
     if nested and s.emission.graph.dims:
         return _chain(s, node, writer, "")
     return _conditional(s, node, writer)
-
-
-def _given(s: NetworkScope, args: Arg) -> list[str]:
-    found = []
-    for arg in args if isinstance(args, tuple) else ():
-        if isinstance(arg, Value):
-            found.append(s[arg])
-        elif isinstance(arg, (bool, int, float)):
-            kind = "bool" if isinstance(arg, bool) else "int" if isinstance(arg, int) else "float"
-            found.append(s.const([arg], SCALARS[kind]))
-        else:
-            raise Refused(f"hands {arg!r} to a region")
-    return found
 
 
 def _truth(s: NetworkScope, name: str) -> Any:
@@ -66,7 +53,7 @@ def _gate(s: NetworkScope, condition: Any, node: Node | None) -> tuple[Any, Netw
 
 def _conditional(s: NetworkScope, node: Node, writer: Writer) -> list[str]:
     predicate, operands = node.args
-    given = _given(s, operands)
+    given = operands_of(s, operands)
     gate, *scopes = _gate(s, _truth(s, s.tensor(predicate, torch.bool)), node)
     sides = []
     for inner, block in zip(scopes, node.regions, strict=True):
@@ -81,7 +68,7 @@ def _conditional(s: NetworkScope, node: Node, writer: Writer) -> list[str]:
 def _chain(s: NetworkScope, node: Node, writer: Writer, guard: str) -> list[str]:
     """Both sides one after the other, each under its guard; then the results of the one that ran."""
     predicate, operands = node.args
-    given = _given(s, operands)
+    given = operands_of(s, operands)
     taken = s.bind(_truth(s, s.tensor(predicate, torch.bool)))
     sides = []
     for block, condition in zip(node.regions, (taken, s.op("Not", taken)), strict=True):
@@ -136,7 +123,7 @@ def _nothing(s: NetworkScope, value: Value) -> str:
 
 def _loop(s: NetworkScope, node: Node, writer: Writer) -> list[str]:
     """The test runs once before, and again at the end of each turn, on what the turn made."""
-    carried, closed = (_given(s, a) for a in node.args)
+    carried, closed = (operands_of(s, a) for a in node.args)
     test, body = node.regions
     kept = _unchanged(body, len(carried))
     bind(s, test, [*carried, *closed])

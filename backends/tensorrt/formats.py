@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from backends.onnx_emit.dtypes import Refused
-from backends.onnx_emit.pointwise import result_type
+from backends.arguments import Refused, result_type
 from backends.tensorrt.layers import alike, cast, constant, ew, matmul, rank, reshape
 from backends.tensorrt.library import data_type
 from backends.tensorrt.network import NetworkScope

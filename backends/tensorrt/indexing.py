@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from backends.onnx_emit.dtypes import Refused
+from backends.arguments import Refused
 from backends.tensorrt.layers import cast, constant, ew, pick, rank, reshape, select, shape, unsqueeze
 from backends.tensorrt.network import Kind, NetworkScope
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from backends.onnx_emit.dtypes import Refused
+from backends.arguments import Refused
 from backends.tensorrt.network import NetworkScope
 
 _TURING = 75

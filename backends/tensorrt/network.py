@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
+from backends.arguments import Refused
 from backends.base import CPU, Device
-from backends.onnx_emit.dtypes import Refused
 from backends.onnx_emit.scope import Emission, Scope
 from backends.tensorrt.library import Log, data_type, sentence, torch_type
-from ir import Dim, TensorType, Value
+from ir import Dim, TensorType
 from ir.weights import raw_bytes
 
 Kind = Callable[..., Any]
@@ -269,7 +269,3 @@ class NetworkScope(Scope):
         if data_type(self.trt, have) == data_type(self.trt, want):
             return name
         return super().cast(name, have, want)
-
-    def as_value(self, value: Value, tensor: Any) -> None:
-        """Let a value of the graph mean a tensor."""
-        self[value] = self.bind(tensor, value.name or "t")

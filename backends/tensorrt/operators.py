@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from backends.arguments import Refused, dtype_of, number, result_type
 from backends.onnx_emit.attention import attention as plain_attention
-from backends.onnx_emit.dtypes import Refused, dtype_of, number
-from backends.onnx_emit.pointwise import Emitter, result_type
+from backends.onnx_emit.pointwise import Emitter
 from backends.onnx_emit.products import linear as plain_linear
 from backends.tensorrt.formats import FORMATS
 from backends.tensorrt.layers import alike, cast, constant, ew, matmul, rank, reduce, scalar, select, unsqueeze

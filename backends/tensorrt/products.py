@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from backends.onnx_emit.dtypes import Refused
+from backends.arguments import Refused
 from backends.tensorrt.layers import (
     alike,
     cast,

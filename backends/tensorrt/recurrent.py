@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from backends.onnx_emit.dtypes import Refused
+from backends.arguments import Refused
 from backends.tensorrt.layers import activation, cast, cut, ew, ints, join, matmul, pick, shape, squeeze, unsqueeze
 from backends.tensorrt.network import Kind, NetworkScope
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from backends.tvm.dtypes import number
-from backends.tvm.pointwise import Formula, absolute, apply, result_type, select, short
+from backends.arguments import number, result_type
+from backends.tvm.pointwise import Formula, absolute, apply, select, short
 from backends.tvm.scalars import constant, maximum, minimum
 from backends.tvm.scope import Emitter, Scope, Tensor
 from ir import Arg, Node, Value

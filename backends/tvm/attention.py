@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from backends.tvm.dtypes import Refused, number, wide
-from backends.tvm.pointwise import result_type
+from backends.arguments import Refused, number, result_type, shape_of
+from backends.tvm.dtypes import wide
 from backends.tvm.products import product
 from backends.tvm.reductions import fold, softmaxed
 from backends.tvm.scope import Emitter, Kernel, Scope, Tensor
-from backends.tvm.views import moved, shape_of
+from backends.tvm.views import moved
 from ir import Arg, Node, Value
 
 

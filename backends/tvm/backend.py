@@ -6,11 +6,12 @@ from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
 
-from backends.base import CPU, DEFAULT, Backend, BuildOptions, Built, Device, Engine, FlowProof, Unsupported
+from backends.base import CPU, DEFAULT, Backend, BuildOptions, Built, Device, Engine, Unsupported
 from backends.child import run_child
 from backends.tvm.cuda.build import build_cuda, unsupported_cuda, why_not_cuda
+from backends.tvm.flow import proofs
 from backends.tvm.payload import FFI, TVM, read
-from ir import COND, Graph, show
+from ir import Graph, show
 from ir.errors import MissingError
 
 
@@ -59,13 +60,9 @@ class Tvm(Backend):
             memory=options.memory,
             progress=options.progress,
         )
-        proofs = tuple(
-            FlowProof(str(node.origin) or "cond", "if", "none", "relax.If calls one of two functions")
-            for node in graph.walk() if node.op is COND
-        )  # fmt: skip
         flags = ", ".join(answer["flags"])
         requires = {"apache-tvm": TVM, "apache-tvm-ffi": FFI, **({"cpu": flags} if flags else {})}
-        return Built(facts=answer["facts"], flow=proofs, requires=requires)
+        return Built(facts=answer["facts"], flow=proofs(graph, answer["code"]), requires=requires)
 
     def load(self, folder: Path, threads: int | None = None, stem: str = "engine") -> Engine:
         """A virtual machine over the library."""

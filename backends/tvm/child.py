@@ -42,7 +42,7 @@ def build(request: dict[str, Any], heard: Callable[[str, float], None]) -> dict[
         facts={"ifs": emitted.branches, **kernel_facts(executable)},
     )
     (folder / f"{stem}.tvm.json").write_text(json.dumps(written.to_json(), indent=1))
-    return {"flags": list(cpu.flags), "level": cpu.level, "facts": dict(written.facts)}
+    return {"flags": list(cpu.flags), "facts": dict(written.facts), "code": executable.as_text()}
 
 
 def kernel_facts(executable: Any) -> dict[str, int]:

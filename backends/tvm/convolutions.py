@@ -9,22 +9,11 @@ from typing import Any
 
 import torch
 
-from backends.tvm.dtypes import Refused, cast, literal, name_of, wide
-from backends.tvm.pointwise import result_type
+from backends.arguments import Refused, many, result_type, shape_of
+from backends.tvm.dtypes import cast, literal, name_of, wide
 from backends.tvm.scalars import constant, maximum
 from backends.tvm.scope import Emitter, Kernel, Scope, Tensor
-from backends.tvm.views import shape_of
 from ir import Arg, Dim, Node, Value
-
-
-def many(value: Arg, count: int, default: int = 1) -> list[int]:
-    """One number per dim."""
-    values = list(value) if isinstance(value, tuple) else [default if value is None else value]
-    if not values:
-        values = [default]
-    if not all(isinstance(v, int) for v in values):
-        raise Refused("strides, paddings and kernels must be known when compiling")
-    return [int(v) for v in (values * count if len(values) == 1 else values)]  # type: ignore[arg-type]
 
 
 def _batched(s: Scope, x: Value, spatial: int) -> Tensor:

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 
-from backends.tvm.dtypes import Refused, cast, literal
-from backends.tvm.pointwise import result_type
+from backends.arguments import Refused, result_type, shape_of
+from backends.tvm.dtypes import cast, literal
 from backends.tvm.scope import Emitter, Kernel, Scope, Tensor
-from backends.tvm.views import shape_of
 from ir import Arg, Node, ScalarType, Value
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from backends.arguments import Refused, whole
 from backends.tvm.scalars import constant, unequal
-from ir import Arg, Dim, ScalarType, TensorType, Value, show_dim
+from ir import Arg, Dim, show_dim
 
 NAMES: Mapping[torch.dtype, str] = {
     torch.float64: "float64",
@@ -28,13 +29,7 @@ NAMES: Mapping[torch.dtype, str] = {
     torch.uint64: "uint64",
     torch.bool: "bool",
 }
-SCALARS: Mapping[str, torch.dtype] = {"int": torch.int64, "float": torch.float64, "bool": torch.bool}
-"""What a number made while the model runs is kept as: as wide as Python's."""
 HALF = frozenset({torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2})
-
-
-class Refused(Exception):
-    """An operator, or one use of it, has no form here; the text says what is missing."""
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -47,46 +42,6 @@ def name_of(dtype: torch.dtype) -> str:
 def wide(dtype: torch.dtype) -> torch.dtype:
     """What torch computes in: the half precisions in f32, rounded once at the end."""
     return torch.float32 if dtype in HALF else dtype
-
-
-def promoted(*args: Arg) -> torch.dtype:
-    """The type in which torch computes on mixed operands: tensors, 0-d tensors, numbers."""
-    if len(args) == 2:
-        return torch.result_type(*map(_stand_in, args))
-    from torch._prims_common import ELEMENTWISE_TYPE_PROMOTION_KIND, elementwise_dtypes
-
-    kind = ELEMENTWISE_TYPE_PROMOTION_KIND.NO_OPMATH
-    return elementwise_dtypes(*map(_stand_in, args), type_promotion_kind=kind)[1]
-
-
-def _stand_in(arg: Arg) -> torch.Tensor | bool | int | float:
-    if isinstance(arg, Value):
-        if isinstance(arg.type, TensorType):
-            return torch.empty((1,) * arg.type.rank, dtype=arg.type.dtype, device="meta")
-        if isinstance(arg.type, ScalarType):
-            return {"int": 1, "float": 1.0, "bool": True}[arg.type.kind]
-    if isinstance(arg, (bool, int, float)):
-        return arg
-    raise Refused(f"cannot compute with {arg!r}")
-
-
-def widest(dtypes: tuple[torch.dtype, ...]) -> torch.dtype:
-    """The common type of tensors that are joined."""
-    return reduce(torch.promote_types, dtypes)
-
-
-def number(arg: Arg) -> float:
-    """A number that is known when compiling."""
-    if isinstance(arg, (int, float)):
-        return float(arg)
-    raise Refused("needs a number that is known when compiling")
-
-
-def whole(arg: Arg) -> int:
-    """A whole number that is known when compiling."""
-    if isinstance(arg, int):
-        return int(arg)
-    raise Refused("needs a whole number that is known when compiling")
 
 
 def axis_of(rank: int, dim: Arg) -> int:

@@ -19,11 +19,12 @@ from typing import Any
 
 import torch
 
+from backends.arguments import IGNORED, SCALARS, Refused, kept_as, positional
 from backends.base import Unsupported
 from backends.parts import key_of, parts_of
-from backends.tvm.dtypes import SCALARS, Refused, name_of
+from backends.tvm.dtypes import name_of
 from backends.tvm.scope import Emission, Forms, Scope, Tensor, needed_symbols
-from backends.tvm.table import EMITTERS, IGNORED
+from backends.tvm.table import EMITTERS
 from ir import COND, RETURN, WHILE, Arg, Block, Dim, Graph, Node, NoneType, ScalarType, TensorType, Value
 from ir.errors import UnsupportedError
 
@@ -353,27 +354,6 @@ def _without_unread(module: Any, arguments: Sequence[Argument]) -> tuple[Any, li
     made = relax.Function([v for v, _ in kept], main.body, main.ret_ty, main.is_pure, main.attrs, main.span)
     module.update_func(module.get_global_var("main"), made)
     return module, [a for _, a in kept]
-
-
-def kept_as(type_: Any) -> tuple[torch.dtype, tuple[Dim, ...]]:
-    """Element type and shape of the tensor that a value is kept as."""
-    if isinstance(type_, TensorType):
-        return type_.dtype, type_.shape
-    if isinstance(type_, ScalarType):
-        return SCALARS[type_.kind], ()
-    raise Refused("a result that is absent")
-
-
-def positional(node: Node) -> list[Arg]:
-    """Arguments in the order of the schema, defaults filled in."""
-    schema = getattr(node.op.target, "_schema", None)
-    if schema is None:
-        return list(node.args)
-    given = []
-    for index, argument in enumerate(schema.arguments):
-        default = argument.default_value if argument.has_default_value() else None
-        given.append(node.arg(index, argument.name, tuple(default) if isinstance(default, list) else default))
-    return given
 
 
 def _symbol(name: str) -> Dim:

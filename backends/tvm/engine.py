@@ -30,6 +30,7 @@ class TvmEngine(Engine):
                 hint="compile it on this machine",
             )
         import tvm
+        import tvm.runtime.vm  # nothing else imports it where TVM has no compiler
 
         self._threads = threads
         self._machine = tvm.runtime.vm.VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from backends.tvm.dtypes import Refused, axis_of, cast, literal, promoted, wide
-from backends.tvm.pointwise import result_type
+from backends.arguments import Refused, promoted, result_type, shape_of
+from backends.tvm.dtypes import axis_of, cast, literal, wide
 from backends.tvm.rows import mask_places, masked_write, nonzero
 from backends.tvm.scope import Emitter, Kernel, Scope, Tensor, aligned, broadcast
-from backends.tvm.views import expanded, shape_of
+from backends.tvm.views import expanded
 from ir import Arg, Dim, Node, Value
 
 _FEW = 16  # places that are compared one by one, instead of being written one by one

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from backends.tvm.dtypes import Refused, number, wide
-from backends.tvm.pointwise import result_type
+from backends.arguments import Refused, number, result_type
+from backends.tvm.dtypes import wide
 from backends.tvm.reductions import count, fold
 from backends.tvm.scalars import constant
 from backends.tvm.scope import Emitter, Scope, Tensor

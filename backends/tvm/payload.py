@@ -16,6 +16,8 @@ TVM = "0.27.0.post1"
 FFI = "0.1.14.post1"
 """The pair that was tried; a newer ffi crashes this TVM."""
 _KINDS = ("input", "state", "param", "packed")
+PRODUCT = re.compile(r"matmul|gemm|conv|einsum|bilinear")
+"""In the name of a kernel that multiplies matrices."""
 _CALL = re.compile(r"\bcall\s+(\S+)")
 
 
@@ -76,7 +78,7 @@ def count_kernels(text: str) -> dict[str, int]:
     names = Counter(m.group(1) for m in _CALL.finditer(text))
     own = {n: c for n, c in names.items() if not n.startswith("vm.builtin")}
     int8 = sum(c for n, c in own.items() if re.match(r"int8_(gemm|matmul)", n))
-    products = sum(c for n, c in own.items() if re.search(r"matmul|gemm|conv|einsum|bilinear", n))
+    products = sum(c for n, c in own.items() if PRODUCT.search(n))
     few = sum(c for n, c in own.items() if re.match(r"int(4|8_weight)_gemm", n))
     return {"kernels": sum(own.values()), "matmuls": products, "int8_matmuls": int8, "weight_only_matmuls": few,
             "attentions": sum(c for n, c in own.items() if "attention" in n)}  # fmt: skip

@@ -8,17 +8,12 @@ from typing import Any
 
 import torch
 
-from backends.tvm.dtypes import Refused, number, promoted
+from backends.arguments import Refused, number, promoted, result_type
 from backends.tvm.scalars import constant, is_infinite, is_nan, maximum, minimum, remainder_of, unequal
 from backends.tvm.scope import Emitter, Scope, Tensor
 from ir import Arg, Node, TensorType, Value
 
 Formula = Callable[..., Any]
-
-
-def result_type(node: Node) -> torch.dtype:
-    """Element type of the first result."""
-    return node.results[0].tensor.dtype
 
 
 def short(node: Node) -> str:

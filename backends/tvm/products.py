@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 
-from backends.tvm.dtypes import Refused, cast, literal, number, wide
-from backends.tvm.pointwise import result_type
+from backends.arguments import Refused, number, result_type, shape_of
+from backends.tvm.dtypes import cast, literal, wide
 from backends.tvm.scope import Emitter, Kernel, Scope, Tensor, broadcast
-from backends.tvm.views import shape_of
 from ir import Arg, Dim, Node, Value
 
 _TRUTHS = "truth values are not multiplied; cast to int32 before"

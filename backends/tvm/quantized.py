@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 
-from backends.tvm.dtypes import Refused, axis_of, cast, literal, number
-from backends.tvm.pointwise import result_type
+from backends.arguments import Refused, number, result_type, shape_of
+from backends.tvm.dtypes import axis_of, cast, literal
 from backends.tvm.reductions import fold
 from backends.tvm.scalars import constant
 from backends.tvm.scope import Emitter, Kernel, Scope, Tensor
-from backends.tvm.views import shape_of
 from ir import Arg, Node, Value
 
 _F32 = torch.float32

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 
-from backends.tvm.dtypes import Refused, axis_of, cast, literal, number, wide
-from backends.tvm.pointwise import result_type
+from backends.arguments import Refused, number, result_type, shape_of, spread_over
+from backends.tvm.dtypes import axis_of, cast, literal, wide
 from backends.tvm.scalars import constant, is_infinite, is_nan, maximum, minimum
 from backends.tvm.scope import Emitter, Kernel, Scope, Tensor
-from backends.tvm.views import shape_of
 from ir import Arg, Dim, Node, Value
 
 
@@ -199,16 +198,7 @@ def deviation(root: bool, with_mean: bool = False, form: str = "correction") -> 
     """``var``, ``std`` and the forms that also return the mean."""
 
     def emit(s: Scope, node: Node, x: Value, *args: Arg) -> Any:
-        dim: Arg
-        if form == "default":
-            dim, correction, keep = None, 1.0 if not args or args[0] else 0.0, False
-        else:
-            dim, second, third = (*args, None, None, None)[:3]
-            keep = bool(third)
-            if form == "dim":
-                correction = 1.0 if second is None or second else 0.0
-            else:
-                correction = 1.0 if second is None else number(second)
+        dim, correction, keep = spread_over(form, args)
         axes, dtype = axes_of(x.tensor.rank, dim), result_type(node)
         made, average = variance(s, s[x], axes, correction, keep, dtype)
         if root:

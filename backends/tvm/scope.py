@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 
 import torch
 
-from backends.tvm.dtypes import SCALARS, Refused, cast, literal, name_of, prim, wide
+from backends.arguments import SCALARS, Refused
+from backends.tvm.dtypes import cast, literal, name_of, prim, wide
 from backends.tvm.scalars import Functions
 from ir import Arg, Dim, Graph, Node, ScalarType, TensorType, Value, symbol, symbols_of
 

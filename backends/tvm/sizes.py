@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from backends.tvm.dtypes import SCALARS, Refused
+from backends.arguments import SCALARS, Refused
 from backends.tvm.pointwise import Formula, select
 from backends.tvm.scope import Emitter, Scope, Tensor
 from ir import Arg, Node, ScalarType, TensorType, Value

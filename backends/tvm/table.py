@@ -23,10 +23,3 @@ FAMILIES = (
     QUANTIZED,
 )  # fmt: skip
 EMITTERS: Mapping[str, Emitter] = {name: emit for family in FAMILIES for name, emit in family.items()}
-
-IGNORED = frozenset({
-    "aten._assert_tensor_metadata.default", "aten._assert_async.msg", "aten._assert_async.default",
-    "aten._assert_scalar.default", "aten.sym_constrain_range.default", "aten.sym_constrain_range_for_size.default",
-    "aten._functional_assert_async.msg", "aten._functional_sym_constrain_range.default",
-})  # fmt: skip
-"""Checks of what was exported: they compute nothing, and the compiler checks inputs itself."""

@@ -6,18 +6,13 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from backends.tvm.dtypes import Refused, axis_of, cast, wide, widest
-from backends.tvm.pointwise import result_type
+from backends.arguments import Refused, moved_dims, result_type, shape_of, widest
+from backends.tvm.dtypes import axis_of, cast, wide
 from backends.tvm.scope import Emitter, Kernel, Scope, Tensor, aligned
 from ir import Arg, Dim, DimRange, Node, Value, evaluate, show_dim, symbols_of
 
 LONGEST = 2**63 - 1
 Move = Callable[[Kernel, Sequence[Any]], Sequence[Any]]
-
-
-def shape_of(node: Node) -> tuple[Dim, ...]:
-    """Shape of the first result."""
-    return node.results[0].tensor.shape
 
 
 def moved(s: Scope, name: str, x: Tensor, shape: Sequence[Dim], move: Move) -> Tensor:
@@ -67,14 +62,7 @@ def transpose_matrix(s: Scope, node: Node, x: Value) -> Tensor:
 
 def movedim(s: Scope, node: Node, x: Value, source: Arg, destination: Arg) -> Tensor:
     """``aten.movedim``."""
-    rank = x.tensor.rank
-    sources = [int(d) % rank for d in (source if isinstance(source, tuple) else (source,))]
-    targets = [int(d) % rank for d in (destination if isinstance(destination, tuple) else (destination,))]
-    order = [-1] * rank
-    for a, b in zip(sources, targets, strict=True):
-        order[b] = a
-    rest = iter(d for d in range(rank) if d not in sources)
-    return permuted(s, s[x], [d if d >= 0 else next(rest) for d in order])
+    return permuted(s, s[x], moved_dims(x.tensor.rank, source, destination))
 
 
 def expand(s: Scope, node: Node, x: Value, *_: Arg) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -44,10 +45,19 @@ class LoadedModel:
     parallel runs load the artifact once per worker, with few ``threads`` each.
     """
 
-    def __init__(self, artifact: Artifact, engine: Engine, backend: str, version: str, threads: int | None) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        engine: Engine,
+        backend: str,
+        version: str,
+        threads: int | None,
+        facts: Mapping[str, int | str] | None = None,
+    ) -> None:
         self._artifact = artifact
         self._backend = backend
         self._engine: Engine | None = engine
+        self._facts = facts
         self._threads, self._version = threads, version
         self._lock = threading.Lock()
         self._initial = artifact.initial_states()
@@ -91,7 +101,7 @@ class LoadedModel:
             "engine_version": self._version,
             "compiled_with": f"{self.manifest.engine.name} {self.manifest.engine.version}",
             "threads": "the engine's choice" if self._threads is None else self._threads,
-            **(engine.facts() if engine is not None else {}),
+            **({} if engine is None else engine.facts() if self._facts is None else self._facts),
         }
 
     def close(self) -> None:
@@ -161,11 +171,12 @@ def _load(path: Path, expect: str | None, threads: int | None, override: str | N
     backend = backends.backend(override or choice.name)
     version = _version(artifact, backend)
     threads = choice.threads if threads is None else threads
+    facts = None
     try:
         if backend.name == choice.name:
             engine = load_engine(artifact.folder, backend, threads)
         else:
-            engine = _rebuilt(artifact, backend, threads)
+            engine, facts = _rebuilt(artifact, backend, threads)
     except PenstockError:
         artifact.recheck()
         raise
@@ -179,7 +190,7 @@ def _load(path: Path, expect: str | None, threads: int | None, override: str | N
             hint=f"install {choice.name} {choice.version}, or compile the model again",
         ) from error
     artifact.recheck()
-    return LoadedModel(artifact, engine, backend.name, version, threads)
+    return LoadedModel(artifact, engine, backend.name, version, threads, facts)
 
 
 def _check_runs_here(artifact: Artifact) -> None:
@@ -192,14 +203,18 @@ def _check_runs_here(artifact: Artifact) -> None:
         )
 
 
-def _rebuilt(artifact: Artifact, backend: Backend, threads: int | None) -> Engine:
-    """The engine of a payload that is made here and now, from a checked copy; it leaves no files."""
+def _rebuilt(artifact: Artifact, backend: Backend, threads: int | None) -> tuple[Engine, Mapping[str, int | str]]:
+    """The engine of a payload that is made here and now, from a checked copy; it leaves no files.
+
+    Its facts come with it: some engines read them from those files.
+    """
     with tempfile.TemporaryDirectory(prefix="penstock-") as scratch:
         folder = Path(scratch)
         copy_artifact(artifact.folder, folder, artifact.id)
         weights = load_weights(folder / backends.WEIGHTS_FILE)
         build_engine(parse(artifact.read(AFTER).decode("utf-8", "replace"), weights), folder, backend)
-        return load_engine(folder, backend, threads)
+        engine = load_engine(folder, backend, threads)
+        return engine, dict(engine.facts())
 
 
 def _version(artifact: Artifact, backend: Backend) -> str:

@@ -16,14 +16,13 @@ from backends import BACKENDS, CPU, Backend, Engine, backend
 from backends.segments import build_segments, cut, is_segmented, load_engine, load_segments, unsupported_segments
 from backends.segments.reader import read_schedule
 from compiler.artifact.strict import check_file_name
-from compiler.capture.capture import capture
 from ir import Graph, PenstockError, interpret, parse, verify
 from ir.errors import UntrustedError
 from ir.weights import save
 from tests import corpus
 from tests.backends.random_regions import Maker
 from tests.conformance.regions import EXIT, LOOP, NESTED
-from tests.zoo import ZOO
+from tests.zoo import captured
 
 ENGINES = ("reference", "onnxruntime", "openvino")
 HIGH, LOW = torch.rand(3, 4) + 0.1, -torch.rand(5, 4) - 0.1
@@ -72,8 +71,7 @@ def test_segments_equal_the_whole(case: str, name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ENGINES)
 @pytest.mark.parametrize("model", ["early_exit", "nested_cond", "while_loop"])
 def test_models_of_the_zoo_equal_the_whole(model: str, name: str, tmp_path: Path) -> None:
-    spec = ZOO[model]()
-    graph = capture(spec)
+    spec, graph = captured(model)
     engine = segmented(graph, backend(name), tmp_path)
     for inputs in (*spec.calibration, spec.example_inputs):
         same(engine, graph, inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,15 +12,16 @@ import pytest
 import torch
 
 from backends import backend
+from backends.tvm import link
 from backends.tvm.child import build
 from backends.tvm.cpu.target import cpu_here, flags_here, named
 from backends.tvm.engine import TvmEngine
 from ir import DimRange, Graph, TensorType, interpret, op, parse, show, symbol, verify
-from ir.errors import BuildError, MissingError, ResourceError
+from ir.errors import MissingError, ResourceError
 from ir.weights import save
 from tests.backends.cases import Built, Call
 from tests.conformance.models import case
-from tests.conformance.regions import EXIT, LOOP, NESTED, runs
+from tests.conformance.regions import LOOP
 
 
 def engine_of(graph: Graph, folder: Path, level: str = "") -> TvmEngine:
@@ -43,13 +45,16 @@ _WIDE = [
     Call("gelu", "f32[n,32]"), Call("exp", "f32[n,12]!"), Call("tanh", "f32[n,12]!"), Call("erf", "f32[n,12]!"),
 ]  # fmt: skip
 
+_KINDS = [c for i, c in enumerate(_WIDE) if i not in (1, 7, 8)]
+"""One of each kernel: products with the weight first, and masks of floats or none, take the same ones."""
+
 
 @pytest.mark.parametrize("level", ["vnni", "avx2", "portable"])
 def test_kernels_of_every_processor(level: str, tmp_path: Path) -> None:
     if not flags_here().issuperset(named(level).flags):
         assert cpu_here().level != level  # such code cannot run here; the levels below are tried
         return
-    built = Built(_WIDE)
+    built = Built(_WIDE if level == "avx2" else _KINDS)
     run = engine_of(built.graph, tmp_path, level)
     for seed, sizes in enumerate(({"n": 2, "m": 3}, {"n": 1, "m": 21}, {"n": 3, "m": 64})):
         inputs = built.inputs(sizes, seed)
@@ -120,16 +125,6 @@ def _flow(text: str) -> Graph:
     graph = parse(text.lstrip(), {"w": torch.randn(4, 4) * 0.5})
     verify(graph)
     return graph
-
-
-def test_branches_run_either_side(tmp_path: Path) -> None:
-    for name, text in (("exit", EXIT), ("nested", NESTED)):
-        (tmp_path / name).mkdir()
-        graph = _flow(text)
-        run = engine_of(graph, tmp_path / name)
-        assert int(run.facts()["ifs"]) >= 1
-        for inputs in runs(graph):
-            torch.testing.assert_close(run(inputs), interpret(graph, inputs), rtol=1e-5, atol=1e-5)
 
 
 def test_operators_taken_apart_stand_beside_each_other(tmp_path: Path) -> None:
@@ -280,8 +275,7 @@ def test_equal_graphs_give_equal_libraries(tmp_path: Path) -> None:
 
 
 def test_no_linker_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import shutil
-
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    with pytest.raises((MissingError, BuildError), match="linker"):
+    monkeypatch.setattr(link, "find_spec", lambda name: None)
+    with pytest.raises(MissingError, match="no linker"):
         engine_of(Built(_WIDE[:1]).graph, tmp_path)

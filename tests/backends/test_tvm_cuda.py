@@ -14,12 +14,11 @@ from typing import Any
 import pytest
 
 from backends.base import WEIGHTS_FILE, BuildOptions, Device
+from backends.tvm import link
 from backends.tvm.backend import Tvm
-from backends.tvm.cuda import archs, compile, cubins, flow, stub, toolchain
-from ir import parse, verify
+from backends.tvm.cuda import archs, cubins, stub, toolchain
 from ir.errors import BuildError, MissingError, ResourceError
 from ir.weights import save
-from tests.backends.cuda_on_cpu.models import block
 from tests.backends.cuda_on_cpu.run import graph_of
 from tests.conformance.regions import EXIT
 
@@ -34,57 +33,24 @@ def in_process(case: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_builds_a_library_for_a_gpu_that_is_not_here(tmp_path: Path) -> None:
-    graph = graph_of(block("f16"))
+def test_builds_a_library_for_a_gpu_that_is_not_here_and_proves_its_branch(tmp_path: Path) -> None:
+    graph = graph_of(EXIT)
     save(graph.weights, tmp_path / WEIGHTS_FILE)
     heard: list[str] = []
-    options = BuildOptions(device=L4, progress=lambda phase, _: heard.append(phase), stem="block")
+    options = BuildOptions(device=L4, progress=lambda phase, _: heard.append(phase), stem="exit")
     assert Tvm().why_not(L4) == "" and Tvm().unsupported(graph, L4) == []
     built = Tvm().build(graph, tmp_path, options)
-    assert built.facts == {"cubin": "sm_89", "kernels": 16, "tensor_core_kernels": 6}
-    assert built.facts == cubins.checked((tmp_path / "block.so").read_bytes(), 89)
+    (proof,) = built.flow
+    assert (proof.lowering, proof.evidence, proof.lazy) == ("if", "structural", True)
+    assert built.facts["cubin"] == "sm_89" and built.facts["tensor_core_kernels"] == 0  # f32
+    assert built.facts == cubins.checked((tmp_path / "exit.so").read_bytes(), 89)
     assert any("never run" in remark for remark in built.remarks)
     assert built.requires["cuda"].startswith("a GPU of compute capability 8.9")
     assert heard[0] == "emit" and "nvrtc" in heard
     with pytest.raises(BuildError, match="a library with sm_89, where sm_90"):
-        cubins.checked((tmp_path / "block.so").read_bytes(), 90)
+        cubins.checked((tmp_path / "exit.so").read_bytes(), 90)
     with pytest.raises(MissingError):  # here is no driver and no GPU
-        Tvm().load(tmp_path, stem="block")
-
-
-def test_a_branch_is_proven_from_the_machine_code(tmp_path: Path) -> None:
-    graph = graph_of(EXIT)
-    save(graph.weights, tmp_path / WEIGHTS_FILE)
-    built = Tvm().build(graph, tmp_path, BuildOptions(device=L4))
-    (proof,) = built.flow
-    assert (proof.lowering, proof.evidence, proof.lazy) == ("if", "structural", True)
-
-
-LISTING = """
-@main:
-  call  gt               in: %4, %6       dst: %void
-  If    %7, 3
-  call  {yes}      in: %0           dst: %8
-  goto  2
-  call  {no}       in: %0, %1       dst: %10
-  ret   %16
-"""
-
-
-@pytest.mark.parametrize(
-    ("yes", "no", "more", "lazy"),
-    [
-        ("first", "second", "", True),
-        ("first", "first", "", False),
-        ("first", "second", "  call  second in: %0 dst: %3\n", False),
-    ],
-    ids=["apart", "both sides alike", "called ahead of the jump too"],
-)
-def test_proof_wants_each_side_behind_its_jump(yes: str, no: str, more: str, lazy: bool) -> None:
-    graph = parse(EXIT)
-    verify(graph)
-    (proof,) = flow.proofs(graph, LISTING.format(yes=yes, no=no).replace("@main:\n", f"@main:\n{more}"))
-    assert proof.lazy is lazy and proof.evidence == ("structural" if lazy else "none")
+        Tvm().load(tmp_path, stem="exit")
 
 
 def test_branches_run_lazily_on_an_emulated_gpu() -> None:
@@ -111,8 +77,7 @@ def test_int8_is_exact_on_an_emulated_gpu() -> None:
 def test_every_gpu_gets_its_own_code() -> None:
     found = in_process("every_arch")
     for arch in archs.ARCHS:
-        assert found[f"{arch.name} f16"] == {"cubin": arch.name, "kernels": 16, "tensor_core_kernels": 6}
-        assert found[f"{arch.name} f32"] == {"cubin": arch.name, "kernels": 16, "tensor_core_kernels": 0}
+        assert found[arch.name] == {"cubin": arch.name, "kernels": 16, "tensor_core_kernels": 6}
 
 
 def test_unknown_gpus_are_refused() -> None:
@@ -153,15 +118,28 @@ def test_without_a_compiler_one_sentence_says_what_to_install(monkeypatch: pytes
     assert raised.value.hint == toolchain.INSTALL
 
 
-def test_orin_needs_a_linker_for_its_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_for_the_processor_of_orin_is_linked_here(tmp_path: Path) -> None:
+    import tvm
+    from tvm import te
+
     orin = archs.arch_of(87)
     assert orin is not None
+    x = te.placeholder((8,), name="x")
+    function = te.create_prim_func([x, te.compute((8,), lambda i: x[i] + 1.0)])
+    made = tvm.compile(function, target=tvm.target.Target({"kind": "llvm", "mtriple": orin.host}))
+    link.link(made, tmp_path / "a.so", orin.host.partition("-")[0])
+    found = (tmp_path / "a.so").read_bytes()
+    assert found[:4] == b"\x7fELF" and struct.unpack_from("<HH", found, 16) == (3, 183)  # shared, AArch64
+
+
+def test_linker_of_another_processor_or_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}" if name == "aarch64-linux-gnu-ld" else None)
-    assert compile.linker_for(orin.host)[0] == "aarch64-linux-gnu-ld"
+    assert link.linker_for("aarch64")[0] == "aarch64-linux-gnu-ld"
     monkeypatch.setattr("shutil.which", lambda name: None)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingError, match="no linker for aarch64"):
-        compile.linker_for(orin.host)
+    monkeypatch.setattr(link, "find_spec", lambda name: None)
+    with pytest.raises(MissingError, match="no linker for aarch64") as raised:
+        link.linker_for("aarch64")
+    assert "ziglang" in str(raised.value.hint)
 
 
 def cubin(capability: int, words: list[int]) -> bytes:

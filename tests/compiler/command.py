@@ -1,8 +1,9 @@
-"""What a command of the command line ended with, and a clock that shows what a test wants."""
+"""What a command of the command line ended with and left, IR to give it, and a clock that shows what a test wants."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,16 @@ from compiler.select.measure import Timing
 
 MODELS = Path(__file__).parent / "models"
 MLP = str(MODELS / "mlp.py")
+IR = """penstock-ir 1
+graph "small"
+dim batch [1, 64]
+input %x: f32[batch, 4] "x"
+param %w: f32[4, 4] "w"
+%h: f32[batch, 4] = aten.linear.default(%x, %w)
+%y: f32[batch, 4] = aten.relu.default(%h)
+%dead: f32[batch, 4] = aten.neg.default(%y)
+return "y" %y
+"""
 
 
 @dataclass(frozen=True)
@@ -56,3 +67,8 @@ def clock(engine_ms: float, eager_ms: float = 2.0) -> Callable[..., dict[str, Ti
         return {name: Timing(ms / 1e3, ms / 1e3, ms / 1e3, 5) for name, ms in times.items()}
 
     return interleave
+
+
+def here(tmp_path: Path) -> list[str]:
+    """What a test left in its folder, beside the cache."""
+    return sorted(name for name in os.listdir(tmp_path) if name != "cache")

@@ -9,7 +9,7 @@ import pytest
 
 from compiler.cli.main import main
 from compiler.select import race as select
-from tests.compiler.command import MLP, Ran, Run, clock
+from tests.compiler.command import IR, MLP, Ran, Run, clock
 
 
 @pytest.fixture
@@ -58,3 +58,11 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def artifact(compiled: Path, tmp_path: Path) -> Path:
     """A copy of it."""
     return Path(shutil.copytree(compiled, tmp_path / "mlp.penstock"))
+
+
+@pytest.fixture
+def ir_file(tmp_path: Path) -> Path:
+    """A small graph as text."""
+    path = tmp_path / "small.ir"
+    path.write_text(IR)
+    return path

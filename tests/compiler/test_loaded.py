@@ -103,6 +103,12 @@ def test_another_engine_is_built_from_the_graph(path: Path) -> None:
     assert load(path, engine_override="fake").facts()["engine"] == "fake"
 
 
+def test_facts_of_another_engine_outlive_the_files_it_was_built_from(path: Path) -> None:
+    with load(path, engine_override="onnxruntime") as model:
+        assert int(model.facts()["nodes"]) >= 1
+    assert "nodes" not in model.facts()
+
+
 def test_what_load_refuses(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="no artifact"):
         load(path.parent / "none.penstock")

@@ -17,23 +17,14 @@ from ir import Fact, Graph, Node, interpret, parse, show, verify
 from ir.errors import IRError, ResourceError, UsageError, VerificationError
 from ir.ops import op
 from passes import DropDeadNodes, FoldConstants, Pass, Remark, Samples, Tolerance, remark
+from tests.compiler.command import IR
 
-TEXT = """penstock-ir 1
-graph "small"
-dim batch [1, 64]
-input %x: f32[batch, 4] "x"
-param %w: f32[4, 4] "w"
-%h: f32[batch, 4] = aten.linear.default(%x, %w)
-%y: f32[batch, 4] = aten.relu.default(%h)
-%dead: f32[batch, 4] = aten.neg.default(%y)
-return "y" %y
-"""
 SAMPLE = {"x": torch.linspace(-1, 1, 12).reshape(3, 4)}
 
 
 @pytest.fixture
 def graph() -> Graph:
-    return parse(TEXT, {"w": torch.arange(16.0).reshape(4, 4)})
+    return parse(IR, {"w": torch.arange(16.0).reshape(4, 4)})
 
 
 @dataclass(frozen=True)

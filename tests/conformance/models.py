@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch.utils import _pytree as pytree
 
-from compiler.capture.capture import capture
 from compiler.pipeline.recipe import recipe
 from compiler.spec import ModelSpec
 from ir import Graph, interpret
 from ir.copy import copy_graph
-from tests.zoo import ZOO
+from tests.zoo import ZOO, captured
 
 TOLERANCE = {"": 1e-4, "fp32": 1e-4, "bf16": 5e-2, "int8": 5e-2}
 """By recipe: narrow sums and roundings of activations fall differently on each engine."""
 MODELS = (*ZOO, *(f"{name} {made}" for name in ("bert", "llama", "vit") for made in ("fp32", "bf16", "int8")))
 Tensors = dict[str, torch.Tensor]
-
-
-@lru_cache(maxsize=2)
-def _captured(name: str) -> tuple[ModelSpec, Graph]:
-    spec = ZOO[name]()
-    return spec, capture(spec)
 
 
 def case(name: str) -> tuple[Graph, list[tuple[Tensors, Tensors]], float]:
@@ -33,7 +24,7 @@ def case(name: str) -> tuple[Graph, list[tuple[Tensors, Tensors]], float]:
         name: a model of the zoo, as it was captured, or ``MODEL RECIPE``.
     """
     model, _, made = name.partition(" ")
-    spec, graph = _captured(model)
+    spec, graph = captured(model)
     samples = [{**graph.initial, **_named(graph, inputs)} for inputs in (*spec.calibration, spec.example_inputs)]
     if not made:
         wanted = [_eager(spec, graph, inputs) for inputs in (*spec.calibration, spec.example_inputs)]

@@ -14,7 +14,7 @@ from passes import PASSES, LowerRows, MatchRows, parse_passes
 from tests.corpus import load
 from tests.passes.case import Case, cases, check, read, told
 from tests.row_regions import LIVE, rows_of, some_inputs
-from tests.zoo import ZOO
+from tests.zoo import captured
 from tests.zoo_modules import Compaction
 
 HEAD = """
@@ -227,7 +227,7 @@ def test_a_mode_that_does_not_exist_is_a_usage_error() -> None:
 
 @pytest.fixture(scope="module")
 def compaction() -> Graph:
-    return capture(ZOO["compaction"]())
+    return captured("compaction")[1]
 
 
 @pytest.mark.parametrize("mode", ["masked", "compacted"])

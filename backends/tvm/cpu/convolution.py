@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from backends.arguments import many
 from backends.tvm import convolutions as neutral
 from backends.tvm.cpu import gemm
 from backends.tvm.cpu.gemm import Epilogue
@@ -57,11 +58,11 @@ def _windows(s: Scope, node: Node, x: Value, kernel: Sequence[int], stride: Arg,
     from tvm import tirx
 
     spatial = len(kernel) - 2
-    size, reach, by = kernel[2:], neutral.many(dilation, spatial), neutral.many(stride, spatial)
+    size, reach, by = kernel[2:], many(dilation, spatial), many(stride, spatial)
     if padding == "same":
         before = [d * (n - 1) // 2 for d, n in zip(reach, size, strict=True)]
     else:
-        before = neutral.many(0 if padding == "valid" else padding, spatial, 0)
+        before = many(0 if padding == "valid" else padding, spatial, 0)
     tensor = s[x] if s[x].rank == spatial + 2 else s.reshape(s[x], (1, *s[x].shape))
     out = node.results[0].tensor.shape[-spatial:]
     depth = kernel[1]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from backends.arguments import number, result_type
 from backends.tvm import attention as neutral_attention
 from backends.tvm import norms, products, reductions
 from backends.tvm.cpu import attention as own_attention
@@ -15,8 +16,7 @@ from backends.tvm.cpu import convolution, gemm, int8_forms, rows, weight_only
 from backends.tvm.cpu.functions import FastFunctions
 from backends.tvm.cpu.fusion import epilogue_of
 from backends.tvm.cpu.target import Cpu
-from backends.tvm.dtypes import axis_of, number
-from backends.tvm.pointwise import result_type
+from backends.tvm.dtypes import axis_of
 from backends.tvm.scope import Forms, Scope, Tensor
 from ir import Arg, Node, Value
 

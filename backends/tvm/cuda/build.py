@@ -7,8 +7,8 @@ from pathlib import Path
 from backends.base import BuildOptions, Built, Device, Unsupported
 from backends.child import run_child
 from backends.tvm.cuda.archs import ARCHS, arch_of
-from backends.tvm.cuda.flow import proofs
 from backends.tvm.cuda.toolchain import toolchain
+from backends.tvm.flow import proofs
 from backends.tvm.payload import FFI, TVM
 from ir import Graph, show
 

@@ -6,16 +6,14 @@
 from __future__ import annotations
 
 import platform
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 from backends.tvm.cuda import archs, cubins, stub, toolchain
-from ir.errors import BuildError, MissingError
+from backends.tvm.link import link, linker_for
+from ir.errors import BuildError
 
 _FAST = b"--use_fast_math"
 
@@ -48,8 +46,9 @@ def compile_module(
 
     from backends.tvm.cuda import schedules
 
-    linker = linker_for(arch.host)
-    target = schedules.target_of(arch, triple(arch.host))
+    host = triple(arch.host)
+    linker_for(host.partition("-")[0])  # told before the long work
+    target = schedules.target_of(arch, host)
     declined: list[str] = []
 
     def cubin(source: str) -> bytes:
@@ -65,7 +64,7 @@ def compile_module(
     except (RuntimeError, ValueError, TypeError) as error:  # what TVM raises: its errors are of these kinds
         raise BuildError(f"TVM cannot build for {arch.name}: {sentence(error)}") from error
     progress("library", 0.9)
-    made.export_library(str(library), fcompile=lambda path, objects, **_: _link(linker, path, objects))
+    link(made, library, host.partition("-")[0])
     facts = cubins.checked(library.read_bytes(), arch.capability)
     return {"facts": facts, "code": made.as_text(), "declined": sorted(set(declined))}
 
@@ -73,25 +72,6 @@ def compile_module(
 def triple(host: str) -> str:
     """The machine that the library's processor code is for: this one's kind, unless the GPU comes with another."""
     return host or f"{platform.machine()}-linux-gnu"
-
-
-def linker_for(host: str) -> list[str]:
-    """A command that links a shared library for a machine; options follow.
-
-    Raises:
-        MissingError: there is none here.
-    """
-    machine = triple(host).split("-")[0]
-    plain = ["ld"] if machine == platform.machine() else []
-    for name in (*plain, f"{triple(host)}-ld", "ld.lld"):
-        if shutil.which(name):
-            return [name, "-shared", "-o"]
-    from importlib.util import find_spec
-
-    if find_spec("ziglang"):
-        return [sys.executable, "-m", "ziglang", "cc", "-target", f"{machine}-linux-gnu", "-nostdlib", "-shared", "-o"]
-    package = "binutils" if plain else f"binutils-{triple(host)}"
-    raise MissingError(f"no linker for {machine}", hint=f"pip install ziglang (or apt install {package})")
 
 
 def sentence(error: Exception) -> str:
@@ -116,9 +96,3 @@ def _exact() -> Any:
         return real(program, len(kept), kept)
 
     return patch.object(nvrtc, "nvrtcCompileProgram", compiled)
-
-
-def _link(linker: Sequence[str], path: str, objects: Sequence[str]) -> None:
-    done = subprocess.run([*linker, path, *objects], capture_output=True, text=True)
-    if done.returncode != 0:
-        raise BuildError(f"the linker {linker[0]} failed: {' '.join(done.stderr.split())[:300]}")

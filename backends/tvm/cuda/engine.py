@@ -34,6 +34,7 @@ class TvmCudaEngine(Engine):
             raise UntrustedError(f"{folder} holds no TVM engine for a GPU")
         load_runtime(wheels_root())
         import tvm
+        import tvm.runtime.vm  # nothing else imports it where TVM has no compiler
 
         self._device = _device(tvm, self._arch)
         self._host = tvm.cpu()
