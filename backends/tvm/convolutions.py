@@ -376,6 +376,8 @@ def smooth(cubic: bool = False) -> Emitter:
         from tvm import tirx
 
         spatial, dtype = x.tensor.rank - 2, result_type(node)
+        if not dtype.is_floating_point:
+            raise Refused("interpolation of whole numbers; cast to float32 before")
         shape, factors = shape_of(node), _scales(node, size, scales, spatial)
         inner = torch.float64 if dtype == torch.float64 else torch.float32
 

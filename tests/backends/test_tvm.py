@@ -141,6 +141,7 @@ def test_nan_is_a_truth_and_no_number(tmp_path: Path) -> None:
     calls += [Call(n, "f32[n,4]?") for n in ("softshrink", "hardshrink", "logical_not")]
     calls += [Call("linalg_vector_norm", "f32[n,4]?", 0, [1], True), Call("gelu", "f32[n,12]!", approximate="tanh")]
     calls += [Call("avg_pool1d", "i64[n,4,9]", 2)]
+    calls += [Call("sort.stable", "i8[n,20]<4", stable=True, dim=1)]
     # of bf16 under a name TVM reads the bits
     calls += [Call("argmax", "bf16[n,4]"), Call("logsumexp", "bf16[n,4]", [1])]
     built = Built(calls)
