@@ -142,6 +142,12 @@ def test_nan_is_a_truth_and_no_number(tmp_path: Path) -> None:
     calls += [Call("linalg_vector_norm", "f32[n,4]?", 0, [1], True), Call("gelu", "f32[n,12]!", approximate="tanh")]
     calls += [Call("avg_pool1d", "i64[n,4,9]", 2)]
     calls += [Call("sort.stable", "i8[n,20]<4", stable=True, dim=1)]
+    calls += [
+        Call("sign", "bool[n]"),
+        Call("neg", "u8[n]"),
+        Call("maximum", "bool[n]", "bool[n]"),
+        Call("minimum", "bool[n]", "bool[n]"),
+    ]
     # of bf16 under a name TVM reads the bits
     calls += [Call("argmax", "bf16[n,4]"), Call("logsumexp", "bf16[n,4]", [1])]
     built = Built(calls)
