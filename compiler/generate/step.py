@@ -80,7 +80,7 @@ class Step(nn.Module):
     def forward(
         self, input_ids: Tensor, position_ids: Tensor, past_mask: Tensor, cache: Cache,
         new_mask: Tensor | None = None, logits_at: Tensor | None = None,
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> dict[str, Tensor]:  # fmt: skip
         """One step.
 
         Args:
@@ -92,7 +92,8 @@ class Step(nn.Module):
         """
         mask = look_back(past_mask, input_ids.shape[1], new_mask)
         logits, keys, values = self.run(input_ids, position_ids, mask, logits_at, cache["k"], cache["v"])
-        return {"logits": logits, "cache": {"k": keys, "v": values}}
+        grown = {f"cache_k_{i}": key for i, key in enumerate(keys)}  # as capture names the inputs
+        return {"logits": logits, **grown, **{f"cache_v_{i}": value for i, value in enumerate(values)}}
 
     def run(
         self, tokens: Tensor, positions: Tensor, mask: Tensor, at: Tensor | None, keys: Sequence[Tensor],
