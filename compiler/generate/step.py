@@ -6,6 +6,7 @@ Two kinds of model have one: causal LMs of Hugging Face, and any module that fol
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -76,6 +77,7 @@ class Step(nn.Module):
         super().__init__()
         self.model = model
         self.depth = depth
+        self.training = model.training  # who restores our mode after a run restores the model's with it
 
     def forward(
         self, input_ids: Tensor, position_ids: Tensor, past_mask: Tensor, cache: Cache,
@@ -117,9 +119,13 @@ class HuggingFaceStep(Step):
         held = DynamicCache()
         for layer, (key, value) in enumerate(zip(keys, values, strict=True)):
             held.update(key, value, layer)
+        if self.model.config._attn_implementation == "eager":  # which adds its mask
+            mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, torch.finfo(torch.float32).min)
+        # its name in transformers 5.24 and before, and after
+        name = "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"
         answer = self.model(
-            input_ids=tokens, position_ids=positions, attention_mask=mask, past_key_values=held, use_cache=True,
-            logits_to_keep=0 if at is None else at,
+            input_ids=tokens, position_ids=positions, attention_mask=mask, use_cache=True,
+            logits_to_keep=0 if at is None else at, **{name: held},
         )  # fmt: skip
         return answer.logits, [one.keys for one in held.layers], [one.values for one in held.layers]
 
