@@ -72,11 +72,14 @@ def _write_on(model: Any, prompt: str, options: dict[str, Any], as_json: bool, q
     given, options = read_prompt(model, prompt, options)
     shown = shown_tokens(model)
     show = not as_json and not quiet
-    if show:
-        click.echo(prompt, nl=False)
+    begun: list[bool] = []  # the prompt is shown with the first token: not before an error
+
+    def hear(_: int, tokens: tuple[int, ...]) -> None:
+        click.echo(("" if begun else prompt) + shown(tokens), nl=False)
+        begun.append(True)
+
     start = time.perf_counter()
-    heard = (lambda _, tokens: click.echo(shown(tokens), nl=False)) if show else None
-    (answer,) = model.generate(given, stream=heard, **options)
+    (answer,) = model.generate(given, stream=hear if show else None, **options)
     seconds = time.perf_counter() - start
     told = {"tokens": list(answer.tokens), "text": answer.text, "finish": answer.finish, "calls": answer.calls,
             "seconds": seconds, "tokens_per_second": len(answer.tokens) / seconds}  # fmt: skip
@@ -86,10 +89,12 @@ def _write_on(model: Any, prompt: str, options: dict[str, Any], as_json: bool, q
     if quiet:
         click.echo(shown(answer.tokens))
         return
-    click.echo(shown(()) + "\n")
+    click.echo(("" if begun else prompt) + shown(()) + "\n")
     calls = ", ".join(f"{name} {count}" for name, count in answer.calls.items())
     rate = told["tokens_per_second"]
-    click.echo(f"{len(answer.tokens)} tokens in {seconds:.2f} s, {rate:.0f}/s ({answer.finish}; runs: {calls})", err=True)
+    click.echo(
+        f"{len(answer.tokens)} tokens in {seconds:.2f} s, {rate:.0f}/s ({answer.finish}; runs: {calls})", err=True
+    )
 
 
 def _load(artifact: Path, threads: int | None, expect: str | None = None, target: str | None = None) -> Any:

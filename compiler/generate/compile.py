@@ -205,4 +205,3 @@ def _seal(
         requires=dict(winner.requires),
         generate=section,
     ))  # fmt: skip
-

@@ -101,7 +101,7 @@ def decode_by_drafts(
         drafted, laws = _draft(decoder, row, token, kv, sampling, most, floor)
         given = torch.tensor([[token, *drafted]])
         found, grown = decoder.step(PREFILL, given, kv, at=torch.arange(given.shape[1]))
-        accepted, token = _verify(row, drafted, laws, found[0], sampling)
+        accepted, token = verify_drafts(row, drafted, laws, found[0], sampling)
         kv = grown.crop(kv.slots + accepted + 1)
         for one in (*drafted[:accepted], token):
             if not row.take(one):
@@ -128,7 +128,7 @@ def _draft(
     return drafted, laws
 
 
-def _verify(
+def verify_drafts(
     row: Row, drafted: Sequence[int], laws: Sequence[Tensor], logits: Tensor, sampling: Sampling
 ) -> tuple[int, int]:
     """How many drafted tokens stand, and the token after them; logits [drafted + 1, vocabulary]."""

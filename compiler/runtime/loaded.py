@@ -114,9 +114,7 @@ class LoadedModel:
 
     def _generating(self) -> Generator:
         if self._generator is None:
-            raise UsageError(
-                f"{self.manifest.name} does not generate", hint="penstock compile MODEL --task generate"
-            )
+            raise UsageError(f"{self.manifest.name} does not generate", hint="penstock compile MODEL --task generate")
         return self._generator
 
     def initial_state(self) -> dict[str, torch.Tensor]:

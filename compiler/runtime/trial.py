@@ -56,9 +56,7 @@ def random_inputs(
     return made
 
 
-def read_prompt(
-    model: LoadedModel, prompt: str, options: Mapping[str, Any]
-) -> tuple[str | list[int], dict[str, Any]]:
+def read_prompt(model: LoadedModel, prompt: str, options: Mapping[str, Any]) -> tuple[str | list[int], dict[str, Any]]:
     """A prompt from the command line: text, or token numbers where the model has no text; and the options to go with it.
 
     Raises:
