@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import click
@@ -78,9 +78,9 @@ def _write_on(model: Any, prompt: str, options: dict[str, Any], as_json: bool, q
         click.echo(("" if begun else prompt) + shown(tokens), nl=False)
         begun.append(True)
 
-    start = time.perf_counter()
+    start = perf_counter()
     (answer,) = model.generate(given, stream=hear if show else None, **options)
-    seconds = time.perf_counter() - start
+    seconds = perf_counter() - start
     told = {"tokens": list(answer.tokens), "text": answer.text, "finish": answer.finish, "calls": answer.calls,
             "seconds": seconds, "tokens_per_second": len(answer.tokens) / seconds}  # fmt: skip
     if as_json:

@@ -9,7 +9,7 @@ import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -56,9 +56,11 @@ class StepModel(Protocol):
         """The first ``len(keys)`` layers on new tokens.
 
         Args:
-            tokens, positions: int64 [batch, new].
+            tokens: int64 [batch, new].
+            positions: of the tokens, int64 [batch, new].
             mask: bool [batch, 1, new, past + new], true where a token may look.
-            keys, values: of each layer, [batch, kv heads, past, head width].
+            keys: of each layer, [batch, kv heads, past, head width].
+            values: the same.
 
         Returns:
             Hidden state [batch, new, width], and keys and values grown by the new tokens.
@@ -86,7 +88,8 @@ class Step(nn.Module):
         """One step.
 
         Args:
-            input_ids, position_ids: int64 [batch, new].
+            input_ids: int64 [batch, new].
+            position_ids: of the tokens, int64 [batch, new].
             past_mask: bool [batch, past], false where a row has padding.
             cache: see ``Cache``; past may be 0.
             new_mask: bool [batch, new], the same of the new tokens; ``None``: there is no padding.
@@ -102,8 +105,8 @@ class Step(nn.Module):
         values: Sequence[Tensor],
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:  # fmt: skip
         """The model itself."""
-        hidden, keys, values = self.model.hidden(tokens, positions, mask, keys, values)  # type: ignore[operator]
-        return self.model.logits(hidden if at is None else hidden[:, at]), keys, values  # type: ignore[operator]
+        hidden, grown_keys, grown_values = self.model.hidden(tokens, positions, mask, keys, values)
+        return self.model.logits(hidden if at is None else hidden[:, at]), grown_keys, grown_values
 
 
 class HuggingFaceStep(Step):
@@ -177,7 +180,7 @@ def layout_of(model: nn.Module) -> Layout:
 
 
 def step_of(model: nn.Module, depth: int) -> Step:
-    """The first ``depth`` layers of a model, then its last norm and head, as a step; the weights are the model's own."""
+    """The first ``depth`` layers of a model, then its last norm and head; the weights are the model's own."""
     if isinstance(model, StepModel):
         return Step(model, depth)
     layers = layout_of(model).layers
@@ -194,8 +197,8 @@ def _shallow(model: nn.Module, layers: int, depth: int) -> nn.Module:
         raise UnsupportedError(f"no list of {layers} layers was found in {type(model).__name__}")
     *parents, last = path.split(".")
     made = copy.copy(model)
-    made.config = copy.copy(model.config)  # type: ignore[assignment,arg-type]
-    made.config.num_hidden_layers = depth  # type: ignore[union-attr]
+    made.config = copy.copy(model.config)
+    made.config.num_hidden_layers = depth
     at = made
     at._modules = dict(at._modules)
     for name in parents:

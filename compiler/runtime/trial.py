@@ -57,7 +57,7 @@ def random_inputs(
 
 
 def read_prompt(model: LoadedModel, prompt: str, options: Mapping[str, Any]) -> tuple[str | list[int], dict[str, Any]]:
-    """A prompt from the command line: text, or token numbers where the model has no text; and the options to go with it.
+    """A prompt from the command line, text or token numbers, and the options that go with it.
 
     Raises:
         UsageError: the numbers are none; the artifact does not generate.
@@ -80,7 +80,7 @@ def _numbers(text: str, what: str) -> list[int]:
 
 
 def shown_tokens(model: LoadedModel) -> Callable[[Sequence[int]], str]:
-    """Shows tokens as they come: bytes as text once a character is whole (the last call, of none, shows what is left)."""
+    """Shows tokens as they come: bytes as text, once a character is whole; a last call, of none, shows what is left."""
     layout = model.manifest.generate
     if layout is None or layout.text != "bytes":
         return lambda tokens: "".join(f" {token}" for token in tokens)

@@ -42,6 +42,8 @@ from tests.compiler.command import Run
         ("a", {"draft": 2, "draft_floor": 2.0}, "draft_floor is 2.0"),
         ("a", {"exit_at": float("nan")}, "exit_at is nan"),
         ("a", {"exit_at": 0.5, "draft": 2}, "do not go together"),
+        ("a", {"fill": "none"}, "fill is 'none'"),
+        ("a", {"top_n": 1}, "no option 'top_n'"),
         ("a", {"requests": [1, 2]}, "one number, 0 or more, for each prompt"),
     ],
 )

@@ -118,12 +118,13 @@ def test_rejection_repairs_any_draft() -> None:
 
 def test_exits_that_nobody_takes_change_nothing(engine: penstock.LoadedModel) -> None:
     plain = engine.generate(PROMPTS[0], 24)[0]
-    never = engine.generate(PROMPTS[0], 24, exit_at=1.01)[0]
-    assert never.tokens == plain.tokens
-    always = engine.generate(PROMPTS[0], 24, exit_at=0.0)[0]
-    assert always.calls == {"engine": 1, "draft": 23}
-    some = engine.generate(PROMPTS[0], 24, exit_at=0.2)[0]
-    assert 1 < some.calls["engine"] < 24
+    for fill in ("recompute", "copy"):
+        never = engine.generate(PROMPTS[0], 24, exit_at=1.01, fill=fill)[0]
+        assert never.tokens == plain.tokens
+        always = engine.generate(PROMPTS[0], 24, exit_at=0.0, fill=fill)[0]
+        assert always.calls == {"engine": 1, "draft": 23}
+        some = engine.generate(PROMPTS[0], 24, exit_at=0.2, fill=fill)[0]
+        assert 1 < some.calls["engine"] < 24
 
 
 def test_streams_are_the_answers(engine: penstock.LoadedModel) -> None:

@@ -81,6 +81,19 @@ def test_what_exits_missed_is_made_up_for(engine: penstock.LoadedModel) -> None:
         torch.testing.assert_close(tensor, full.tensors[name])
 
 
+def test_a_copied_fill_repeats_the_last_layer_that_ran(engine: penstock.LoadedModel) -> None:
+    decoder = decoder_of(engine)
+    _, kv = decoder.prefill([[1, 2, 3]])
+    _, shallow = decoder.step("draft", torch.tensor([[4]]), kv.first(1))
+    filled = kv.copied(shallow)
+    assert same(filled.crop(3), kv)
+    assert same(filled.first(1), shallow)
+    for kind in ("k", "v"):
+        for layer in range(3):
+            new = filled.tensors[f"cache_{kind}_{layer}"][:, :, 3:]
+            assert torch.equal(new, shallow.tensors[f"cache_{kind}_0"][:, :, 3:])
+
+
 def same(a: KeyValues, b: KeyValues) -> bool:
     return (
         torch.equal(a.mask, b.mask)
