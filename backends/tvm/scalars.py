@@ -64,11 +64,25 @@ def constant(value: float, like: Any) -> Any:
     return tirx.const(value, like.ty.dtype)
 
 
+def is_truth(x: Any) -> bool:
+    """Whether an expression is a truth value, which TIR compares with nothing."""
+    return str(x.ty.dtype).startswith("bool")
+
+
 def is_nan(x: Any) -> Any:
     """Whether a number is none; ``x != x`` would be simplified away."""
     from tvm import tirx
 
     return tirx.isnan(x)
+
+
+def unequal(a: Any, b: Any) -> Any:
+    """``a != b``, true if either is NaN: LLVM's comparison is the ordered one."""
+    from tvm import tirx
+
+    if "float" not in str(a.ty.dtype):
+        return a != b
+    return tirx.any(a != b, is_nan(a), is_nan(b))
 
 
 def is_infinite(x: Any) -> Any:
@@ -80,12 +94,16 @@ def is_infinite(x: Any) -> Any:
 
 def maximum(a: Any, b: Any) -> Any:
     """The larger one; NaN if either is."""
-    return _extreme(a, b, lambda x, y: x >= y)
+    from tvm import tirx
+
+    return tirx.any(a, b) if is_truth(a) else _extreme(a, b, lambda x, y: x >= y)
 
 
 def minimum(a: Any, b: Any) -> Any:
     """The smaller one; NaN if either is."""
-    return _extreme(a, b, lambda x, y: x <= y)
+    from tvm import tirx
+
+    return tirx.all(a, b) if is_truth(a) else _extreme(a, b, lambda x, y: x <= y)
 
 
 def _extreme(a: Any, b: Any, first: Callable[[Any, Any], Any]) -> Any:
