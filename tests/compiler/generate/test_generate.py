@@ -164,6 +164,12 @@ def test_weights_are_on_disk_once(written: Path, small: TinyLM) -> None:
     assert not list(written.parent.glob("**/*.safetensors.*"))
 
 
+def test_another_engine_writes_the_same_text(engine: penstock.LoadedModel, written: Path) -> None:
+    other = penstock.load(written, engine_override="openvino", threads=1)
+    for options in ({}, {"draft": 3}):
+        assert other.generate("ab", 16, **options)[0].tokens == engine.generate("ab", 16)[0].tokens
+
+
 def test_none_of_zero_tokens(engine: penstock.LoadedModel) -> None:
     (answer,) = engine.generate("ab", 0)
     assert (answer.tokens, answer.finish, answer.calls) == ((), "length", {})
