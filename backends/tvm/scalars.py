@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 
 class Functions:
     """The plain forms: libm by its TIR names."""
+
+    binds: ClassVar[bool] = False
+    """Whether they name what they compute on the way (a let)."""
 
     def call(self, name: str, x: Any) -> Any:
         """A function by its TIR name."""

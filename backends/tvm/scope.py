@@ -198,6 +198,9 @@ class Scope:
             if named_bfloat16(function):
                 return self.te(name, build, [self._widened(t) for t in inputs], results)
             function = function.with_attr("op_pattern", _OPAQUE)
+        elif self.math.binds and any(dtype == torch.bfloat16 for dtype, _ in results):
+            # rounding reads what it rounds several times; fused with a let, that would bind its name twice
+            function = function.with_attr("op_pattern", _OPAQUE)
         return self._call(name, function, inputs, loose, results)
 
     def _widened(self, x: Tensor) -> Tensor:

@@ -31,6 +31,8 @@ _MOST, _LEAST = 88.7228, -86.6
 class FastFunctions(Functions):
     """Float32 only; scalars or vectors alike. NaN stays NaN."""
 
+    binds = True
+
     def exp(self, x: Any) -> Any:
         """``2^n * p(r)`` with ``x = n ln 2 + r``; below -86.6 it is 0."""
         from tvm import tirx
