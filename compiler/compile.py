@@ -145,7 +145,9 @@ def _generating(job: Job, path: Path, folder: Path) -> CompileResult:
     backends = chosen_backends(job.settings.engine)
     made = compile_generate(job.spec, job.settings, job.target, backends, job.phases, folder, artifact_name(job.spec))
     tried = tuple(made.candidates)
-    return CompileResult(path, made.id, made.graph, made.job.records, tried, made.chosen, made.report, _goal(made.report))
+    return CompileResult(
+        path, made.id, made.graph, made.job.records, tried, made.chosen, made.report, _goal(made.report)
+    )
 
 
 def _earlier(job: Job, made_from: Components, folder: Path) -> Earlier | None:
