@@ -196,7 +196,10 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """A graph argument: ``kind`` is input, state (carried from call to call) or param (a named weight)."""
+    """A graph argument: ``kind`` is input, state (carried from call to call) or param (a named weight).
+
+    A state that no output renews is a *setting*: what it is when the caller says nothing stands in ``Graph.initial``.
+    """
 
     kind: str
     name: str
@@ -204,10 +207,18 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What a result is: ``output``, or the new content of the ``state`` of that name."""
+    """What a result is: ``output``, the new content of the ``state`` of that name, or a ``trace``.
+
+    A trace tells about the run (how deep a row went, say); it is no part of the answer.
+    """
 
     kind: str
     name: str
+
+    @property
+    def key(self) -> str:
+        """Its name among all results of a run: ``NAME``, ``state:NAME``, ``trace:NAME``."""
+        return self.name if self.kind == "output" else f"{self.kind}:{self.name}"
 
 
 class Graph:
@@ -270,6 +281,11 @@ class Graph:
         """Name of the weight that a value is, or ``None``."""
         spec = self.inputs.get(value)
         return spec.name if spec is not None and spec.kind == "param" else None
+
+    def settings(self) -> tuple[str, ...]:
+        """Names of the states that no output renews."""
+        renewed = {o.name for o in self.outputs if o.kind == "state"}
+        return tuple(name for name, _ in self.arguments("state") if name not in renewed)
 
     def params(self) -> dict[Value, str]:
         """Every param value with the name of its weight."""

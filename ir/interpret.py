@@ -22,21 +22,23 @@ def interpret(
 
     Args:
         graph: the graph; its weights must hold a tensor for each param.
-        inputs: a tensor per user input and per state, by name.
+        inputs: a tensor per user input and per state, by name; a state left out has its initial content.
         watch: called after each node (observers, traces).
 
     Returns:
-        A tensor per output; a state comes back under ``state:NAME``.
+        A tensor per output; a state comes back under ``state:NAME``, a trace under ``trace:NAME``.
     """
     values: list[Any] = []
     for spec in graph.inputs.values():
         source: Mapping[str, torch.Tensor] = graph.weights if spec.kind == "param" else inputs
+        if spec.kind == "state" and spec.name not in inputs:
+            source = graph.initial
         if spec.name not in source:
             raise IRError(f"no tensor for {spec.kind} {spec.name!r}")
         values.append(source[spec.name])
     with torch.no_grad():
         results = run_block(graph.body, values, watch)
-    return {f"state:{o.name}" if o.kind == "state" else o.name: r for o, r in zip(graph.outputs, results, strict=True)}
+    return {o.key: r for o, r in zip(graph.outputs, results, strict=True)}
 
 
 def run_block(block: Block, inputs: Sequence[Any], watch: Watcher | None = None) -> list[Any]:

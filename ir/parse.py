@@ -246,7 +246,7 @@ class _Reader:
                 line.take(",")
             if block is graph.body:
                 kind = "output"
-                if line.peek() == "state":
+                if line.peek() in ("state", "trace"):
                     kind = line.take()
                 outputs.append(Output(kind, line.string()))
             values.append(self._arg(line, scope))

@@ -270,6 +270,7 @@ _TABLE: tuple[tuple[Rule, str], ...] = (
     (_permuted, "permute transpose t"),
     (_reshaped, RESHAPES),
     (_expanded, "expand"),
+    (aligned, "expand_as"),
     (_matmul, "matmul mm bmm baddbmm addmm"),
     (_attended, "scaled_dot_product_attention int8_attention"),
     (_embedded, "embedding"),

@@ -78,7 +78,7 @@ def _block_lines(graph: Graph, block: Block, names: dict[Value, str], pad: str) 
     for node in block:
         if node.op is RETURN and block is graph.body and len(graph.outputs) == len(node.args):
             parts = [
-                ("state " if o.kind == "state" else "") + f"{json.dumps(o.name)} {show_arg(a, names)}"
+                (f"{o.kind} " if o.kind != "output" else "") + f"{json.dumps(o.name)} {show_arg(a, names)}"
                 for o, a in zip(graph.outputs, node.args, strict=True)
             ]
             yield f"{pad}return {', '.join(parts)}".rstrip(), node

@@ -58,6 +58,8 @@ def _well_formed(graph: Graph) -> None:
     if len(graph.outputs) != len(graph.body.returned.args):
         raise _fail(graph, graph.body.returned, "one Output per returned value")
     for output in graph.outputs:
+        if output.kind not in ("output", "state", "trace"):
+            raise _fail(graph, graph.body.returned, f"unknown kind of output: {output.kind!r}")
         if output.kind == "state" and output.name not in states:
             raise _fail(graph, graph.body.returned, f"returns state {output.name!r}, which is no input")
 

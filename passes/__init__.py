@@ -4,6 +4,7 @@ from passes.base import Pass, Remark, Samples, Tolerance, remark
 from passes.canonicalize_scalars import CanonicalizeScalars
 from passes.canonicalize_views import CanonicalizeViews
 from passes.cast_compute import CastCompute
+from passes.depth import Depth
 from passes.drop_dead_nodes import DropDeadNodes
 from passes.fold_constants import FoldConstants
 from passes.lower_rows import LowerRows
@@ -35,13 +36,14 @@ PASSES: tuple[type[Pass], ...] = (
     QuantizeAttention,
     QuantizeWeights,
     QuantizeFloats,
+    Depth,
     MatchRows,
     LowerRows,
     MarkFusion,
 )
 
 __all__ = [
-    "PASSES", "CanonicalizeScalars", "CanonicalizeViews", "CastCompute", "DropDeadNodes", "FoldConstants",
+    "PASSES", "CanonicalizeScalars", "CanonicalizeViews", "CastCompute", "Depth", "DropDeadNodes", "FoldConstants",
     "LowerRows", "MarkFusion", "MatchAttention", "MatchRmsNorm", "MatchRows", "MergeCommonNodes", "Pass", "Quantize",
     "QuantizeAttention", "QuantizeFloats", "QuantizeWeights", "Remark", "RemoveNoOps", "Samples", "SimplifyMasks",
     "Tolerance", "parse_passes", "remark", "show_pass",

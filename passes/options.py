@@ -24,6 +24,8 @@ def show_pass(pass_: Pass) -> str:
     """
     changed = []
     for field in fields(pass_):  # type: ignore[arg-type]
+        if not field.metadata.get("text", True):
+            continue
         value = getattr(pass_, field.name)
         default = field.default_factory() if field.default_factory is not MISSING else field.default
         if value != default:
@@ -71,7 +73,10 @@ def _options(name: str, text: str) -> dict[str, Any]:
         rest = rest.strip()
         try:
             value, end = decoder.raw_decode(rest)
-        except ValueError:  # a bare word is a string: dtype=bf16
+            whole = rest[end:].lstrip()[:1] in ("", ",")
+        except ValueError:
+            whole = False
+        if not whole:  # a bare word is a string: dtype=bf16, at=1:2
             word = re.match(r"[^,]*", rest)
             assert word is not None
             value, end = word.group().strip(), word.end()
@@ -86,7 +91,8 @@ def _options(name: str, text: str) -> dict[str, Any]:
 def make_pass(kind: type[Pass], options: Mapping[str, Any]) -> Pass:
     """A pass with the options given; kebab-case and snake_case are the same key."""
     hints = typing.get_type_hints(kind)
-    names = {f.name.replace("_", "-"): f.name for f in fields(kind)}  # type: ignore[arg-type]
+    told = [f.name for f in fields(kind) if f.metadata.get("text", True)]  # type: ignore[arg-type]
+    names = {name.replace("_", "-"): name for name in told}
     values = {}
     for key, value in options.items():
         plain = key.replace("_", "-")
@@ -107,9 +113,24 @@ def _typed(name: str, key: str, value: Any, want: Any) -> Any:
             return tuple(value)
         if isinstance(value, str) and arguments[0] is str:
             return (value,)
+        if (numbers := _numbers(value, arguments[0])) is not None:
+            return numbers
     elif want is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     elif isinstance(want, type) and isinstance(value, want) and not (want is int and isinstance(value, bool)):
         return value
     told = f"a list of {arguments[0].__name__}" if arguments else getattr(want, "__name__", str(want))
     raise UsageError(f"option {key} of {name} takes {told}, not {value!r}")
+
+
+def _numbers(value: Any, kind: Any) -> tuple[Any, ...] | None:
+    """``0:1:5`` or ``0.9:inf`` as a list of numbers, one number as a list of one; None when it is none."""
+    if kind not in (int, float) or isinstance(value, bool):
+        return None
+    parts = value.split(":") if isinstance(value, str) else value if isinstance(value, (list, tuple)) else (value,)
+    if any(isinstance(p, bool) or (kind is int and isinstance(p, float)) for p in parts):
+        return None
+    try:
+        return tuple(map(kind, parts))
+    except (TypeError, ValueError):
+        return None

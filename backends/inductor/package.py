@@ -40,7 +40,7 @@ def describe(graph: Graph, kind: str, flags: Sequence[str], weights: Mapping[str
     import torch
 
     inputs = [spec.name for spec in graph.inputs.values() if spec.kind in ("input", "state")]
-    outputs = [f"state:{o.name}" if o.kind == "state" else o.name for o in graph.outputs]
+    outputs = [o.key for o in graph.outputs]
     said = {
         "kind": kind, "inputs": inputs, "outputs": outputs, "weights": dict(weights), "flags": list(flags),
         "torch": str(torch.__version__),

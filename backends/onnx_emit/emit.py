@@ -99,7 +99,7 @@ class Writer:
         results = self.block(scope, graph.body)
         outputs, renamed = [], {}
         for output, name, value in zip(graph.outputs, results, graph.body.returned.args, strict=True):
-            final = f"state:{output.name}" if output.kind == "state" else output.name
+            final = output.key
             if final in emission.taken or final.startswith(RENAMED):
                 final = emission.fresh(RENAMED + final)
             emission.taken.add(final)

@@ -85,7 +85,7 @@ class _Cutter:
         steps, _ = self._block(graph.body, [isinstance(a, Value) for a in graph.body.returned.args])
         outputs: dict[str, str | Literal_] = {}
         for output, arg in zip(graph.outputs, graph.body.returned.args, strict=True):
-            key = f"state:{output.name}" if output.kind == "state" else output.name
+            key = output.key
             if isinstance(arg, Value):
                 outputs[key] = self._name(arg)
             elif arg is None or isinstance(arg, (bool, int, float)):

@@ -102,7 +102,7 @@ class _NetworkWriter(Writer):
         results = self.block(scope, self._graph.body)
         outputs = []
         for output, name, value in zip(self._graph.outputs, results, self._graph.body.returned.args, strict=True):
-            final = f"state:{output.name}" if output.kind == "state" else output.name
+            final = output.key
             try:
                 outputs.append(self._leave(scope, final, name, value))
             except Refused as refused:

@@ -37,7 +37,7 @@ def build(request: dict[str, Any], heard: Callable[[str, float], None]) -> dict[
     save(emitted.packed, folder / f"{stem}.packed.safetensors")
     written = Payload(
         arguments=tuple((a.kind, a.name) for a in emitted.arguments),
-        outputs=tuple(f"state:{o.name}" if o.kind == "state" else o.name for o in graph.outputs),
+        outputs=tuple(o.key for o in graph.outputs),
         flags=cpu.flags,
         facts={"ifs": emitted.branches, **kernel_facts(executable)},
     )

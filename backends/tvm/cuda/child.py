@@ -39,7 +39,7 @@ def build(request: dict[str, Any], heard: Callable[[str, float], None]) -> dict[
     save(emitted.packed, folder / f"{stem}.packed.safetensors")
     written = Payload(
         arguments=tuple((a.kind, a.name) for a in emitted.arguments),
-        outputs=tuple(f"state:{o.name}" if o.kind == "state" else o.name for o in graph.outputs),
+        outputs=tuple(o.key for o in graph.outputs),
         flags=(arch.name,),
         facts={"ifs": emitted.branches, **{k: v for k, v in made["facts"].items() if isinstance(v, int)}},
     )
