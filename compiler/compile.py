@@ -17,6 +17,7 @@ from compiler.cache.earlier import Earlier, components, earlier, keep
 from compiler.cache.key import Components
 from compiler.cost.targets import Target, targets
 from compiler.events import Listener, Phases, silent
+from compiler.generate.compile import compile_generate
 from compiler.job import Job, capture_model, optimise, refer
 from compiler.pipeline.pipeline import PassRecord, check_runs
 from compiler.pipeline.recipe import pipelines_for
@@ -119,6 +120,8 @@ def compile(
         optimise(job, before, wanted)
         return _result(job.seen_from(wanted[0]), None, "", [], None, before)
     with artifact.staging(path, force=chosen.force) as folder:  # an unwritable place fails before the slow part
+        if chosen.task == "generate":
+            return _generating(job, path, folder)
         if several:
             return _several(job, wanted, path, folder)
         before = capture_model(job)
@@ -135,6 +138,14 @@ def compile(
     if kept is not None:
         return _result_of(path, kept)
     return _result(view, path, identity, candidates, winner, before)
+
+
+def _generating(job: Job, path: Path, folder: Path) -> CompileResult:
+    """A language model with a cache: several engines in one artifact."""
+    backends = chosen_backends(job.settings.engine)
+    made = compile_generate(job.spec, job.settings, job.target, backends, job.phases, folder, artifact_name(job.spec))
+    tried = tuple(made.candidates)
+    return CompileResult(path, made.id, made.graph, made.job.records, tried, made.chosen, made.report, _goal(made.report))
 
 
 def _earlier(job: Job, made_from: Components, folder: Path) -> Earlier | None:
@@ -266,6 +277,9 @@ def _spec(
 def _check(job: Job, wanted: Sequence[Target], several: bool) -> None:
     """What cannot be meant fails before the slow part."""
     settings = job.settings
+    if settings.task == "generate" and (several or settings.dry_run):
+        what = "a dry run" if settings.dry_run else "several targets or engines"
+        raise UsageError(f"--task generate does not go with {what}", hint="one target, engine auto or by name")
     pipelines = [p for t in wanted for p in pipelines_for(job.recipe, t).values()]
     if settings.print_ir_after:
         check_runs(settings.print_ir_after, *pipelines)

@@ -13,6 +13,7 @@ from compiler.pipeline.recipe import recipe
 from ir.errors import UsageError, nearest
 
 CHECKS = ("none", "each", "full")
+TASKS = ("", "generate")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Settings:
         dump: folder for the IR after each pass.
         print_ir_after: name of a pass; the IR after it goes to the listener.
         dry_run: stop before building engines.
+        task: ``generate``: a language model with a cache; empty: inputs to outputs.
+        draft: of ``generate``: layers of an engine that drafts tokens; 0: none.
         cache: take the artifact of an equal earlier compile, if there is one.
     """
 
@@ -50,6 +53,8 @@ class Settings:
     print_ir_after: str = ""
     dry_run: bool = False
     cache: bool = True
+    task: str = ""
+    draft: int = 0
     build_timeout: float = 1800.0
     build_memory: int | None = None
 
@@ -70,6 +75,10 @@ def read_settings(given: Mapping[str, Any]) -> Settings:
     settings = Settings(**{**from_recipe, **values})
     if settings.check not in CHECKS:
         raise UsageError(f"check is {settings.check!r}", hint=nearest(settings.check, list(CHECKS)))
+    if settings.task not in TASKS:
+        raise UsageError(f"task is {settings.task!r}", hint=nearest(settings.task, [t for t in TASKS if t]))
+    if settings.draft and settings.task != "generate":
+        raise UsageError("draft is for language models", hint="--task generate")
     if not 0 <= settings.max_loss <= 2:
         raise UsageError(f"max_loss is {settings.max_loss}, not between 0 and 2")
     if settings.threads is not None and not 1 <= settings.threads <= 1024:

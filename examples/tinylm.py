@@ -21,6 +21,10 @@ from examples.trained import FOLDER, read_checkpoint
 
 if TYPE_CHECKING:
     import penstock
+    from compiler.generate.step import Layout
+
+Cached = tuple[Tensor, Tensor]
+"""Keys and values of one layer, [batch, kv heads, positions, head width]."""
 
 CHECKPOINT = FOLDER / "tinylm.safetensors"
 FORMAT = "tinylm 1"
@@ -77,11 +81,18 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None) -> Tensor:
         """[batch, seq, width] -> the same; cos and sin [seq, head width]; causal when there is no mask."""
+        return self.cached(x, cos, sin, mask, None)[0]
+
+    def cached(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, past: Cached | None
+    ) -> tuple[Tensor, Cached]:
+        """As ``forward``, looking at the keys and values of earlier tokens too; gives back all of them."""
         q, k, v = (p(x).unflatten(-1, self.shape).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
-        mixed = F.scaled_dot_product_attention(
-            rotate(q, cos, sin), rotate(k, cos, sin), v, attn_mask=mask, is_causal=mask is None, enable_gqa=True
-        )
-        return self.o_proj(mixed.transpose(1, 2).flatten(2))
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if past is not None:
+            k, v = torch.cat((past[0], k), dim=2), torch.cat((past[1], v), dim=2)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
+        return self.o_proj(mixed.transpose(1, 2).flatten(2)), (k, v)
 
 
 class FeedForward(nn.Module):
@@ -108,8 +119,14 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(config)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), cos, sin, mask)
-        return x + self.feed_forward(self.feed_forward_norm(x))
+        return self.cached(x, cos, sin, mask, None)[0]
+
+    def cached(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, past: Cached | None
+    ) -> tuple[Tensor, Cached]:
+        mixed, now = self.attention.cached(self.attention_norm(x), cos, sin, mask, past)
+        x = x + mixed
+        return x + self.feed_forward(self.feed_forward_norm(x)), now
 
 
 class TinyLM(nn.Module):
@@ -138,6 +155,26 @@ class TinyLM(nn.Module):
     def logits(self, x: Tensor) -> Tensor:
         """Read a hidden state of any depth through the shared norm and head."""
         return self.head(self.norm(x))
+
+    def cache_layout(self) -> Layout:
+        """Sizes of the cache, for generation (``compiler.generate.step.StepModel``)."""
+        from compiler.generate.step import Layout
+
+        c = self.config
+        text = "bytes" if c.vocabulary == 256 else ""
+        return Layout(c.layers, c.kv_heads, c.head_width, c.context, c.vocabulary, text=text)
+
+    def hidden(
+        self, tokens: Tensor, positions: Tensor, mask: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """The first ``len(keys)`` blocks on new tokens [batch, seq], their caches being [batch, kv heads, past, head]."""
+        cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]
+        x = self.embed(tokens)
+        grown: list[Cached] = []
+        for layer, cached in zip(self.layers, zip(keys, values, strict=True), strict=False):
+            x, now = layer.cached(x, cos, sin, mask, cached)
+            grown.append(now)
+        return x, [k for k, _ in grown], [v for _, v in grown]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import Any, TypeAlias
 
+from compiler.artifact.generation import Generation
 from compiler.artifact.processor import Processor
 from ir import DimRange, Graph, NoneType, PenstockError, ScalarType, TensorType, Type, show_dim
 from ir.types import DTYPE_NAMES
@@ -101,6 +102,7 @@ class Manifest:
         requires: what the payload needs there, by name (``tensorrt_rtx: 1.7.1.116``).
         state: ``built``, or ``kit``.
         flow: what is known about each branch and loop, see ``backends.FlowProof``.
+        generate: of a language model with a cache; ``None``: the artifact only maps inputs to outputs.
         created: UTC.
         penstock: version that wrote it.
         schema: version of this record.
@@ -122,6 +124,7 @@ class Manifest:
     requires: Mapping[str, str] = field(default_factory=dict)
     state: str = "built"
     flow: tuple[Record, ...] = ()
+    generate: Generation | None = None
     created: str = field(default_factory=lambda: now())
     penstock: str = field(default_factory=lambda: penstock_version())
     schema: int = SCHEMA
@@ -167,6 +170,7 @@ class Manifest:
             "passes": [dict(record) for record in self.passes],
             "measurements": dict(self.measurements),
             "made_from": dict(self.made_from),
+            **({"generate": self.generate.plain()} if self.generate is not None else {}),
             "files": {name: {"sha256": fact.sha256, "bytes": fact.bytes} for name, fact in self.files.items()},
         }
 

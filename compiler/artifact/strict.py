@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from backends.base import WEIGHTS_FILE
+from compiler.artifact.generation import Generation, read_generation
 from compiler.artifact.manifest import (
     AFTER,
     BEFORE,
@@ -82,6 +83,7 @@ def read_manifest(text: str | bytes) -> Manifest:
         passes=tuple(root.each("passes", _record)),
         measurements=root.take("measurements", dict),
         made_from=root.mapping("made_from", _line),
+        generate=_generation(root),
         files=root.mapping("files", read_file_fact, check_file_name, MAX_FILES),
     )
     root.done()
@@ -89,6 +91,17 @@ def read_manifest(text: str | bytes) -> Manifest:
         if name not in manifest.files:
             raise fault("files", f"lists no {name}")
     return manifest
+
+
+def _generation(root: JsonObject) -> Generation | None:
+    if "generate" not in root.raw:
+        return None
+    entry = root.child("generate")
+    found = read_generation(entry, lambda raw, at: _expect(raw, int, at))
+    entry.done()
+    if found.text not in ("", "bytes") or not all(0 <= end < found.vocabulary for end in found.ends):
+        raise fault("generate", "its text is neither bytes nor empty, or an end is no token")
+    return found
 
 
 def check_file_name(name: str) -> bool:

@@ -14,6 +14,8 @@ from compiler.cli.options import BUILD_SECONDS, BYTES, SECONDS, THREADS, common,
 @click.command()
 @click.argument("model")
 @click.option("-t", "--target", help="Machine to compile for, several by commas, or all.  [cpu]")
+@click.option("--task", help="generate: a language model, with a cache.  [inputs to outputs]")
+@click.option("--draft", type=click.IntRange(0), help="With --task generate: layers of a drafting engine.  [0: none]")
 @click.option("-r", "--recipe", help="auto, presets such as fp32+int8, a recipe.yaml, or passes as text.  [auto]")
 @click.option("-e", "--engine", help="auto, all, or the name of one (penstock doctor lists them).  [auto]")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Artifact directory.  [NAME.penstock]")

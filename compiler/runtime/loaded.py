@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,9 +26,12 @@ from compiler.artifact import (
     open_bundle,
 )
 from compiler.runtime.device import check_device, fitting_member, gpus
+from compiler.runtime.generate import Generator
+from compiler.runtime.rows import Answer
 from compiler.runtime.signature import InputError, Signature
 from ir import PenstockError, parse
 from ir.errors import MissingError, ResourceError, UsageError
+from ir.types import DTYPES
 from ir.weights import load as load_weights
 
 __all__ = ["InputError", "LoadedModel", "load"]
@@ -53,6 +56,7 @@ class LoadedModel:
         version: str,
         threads: int | None,
         facts: Mapping[str, int | str] | None = None,
+        others: Mapping[str, Engine] | None = None,
     ) -> None:
         self._artifact = artifact
         self._backend = backend
@@ -63,6 +67,11 @@ class LoadedModel:
         self._initial = artifact.initial_states()
         self._signature = Signature(artifact.manifest)
         self._bind = self._signature.bind
+        layout = artifact.manifest.generate
+        dtypes = {port.name: DTYPES[port.dtype] for port in artifact.manifest.inputs}
+        self._generator = (
+            None if layout is None else Generator({"engine": engine, **(others or {})}, layout, dtypes["cache_k_0"])
+        )
 
     @property
     def manifest(self) -> Manifest:
@@ -86,6 +95,29 @@ class LoadedModel:
             if self._engine is None:
                 raise UsageError(f"the model {self.manifest.name!r} was closed")
             return self._engine(inputs)
+
+    def generate(self, prompts: Any, max_new_tokens: int = 128, **options: Any) -> list[Answer]:
+        """Write on after each prompt; see ``compiler.runtime.generate.Generator.generate`` for the options.
+
+        Raises:
+            UsageError: the artifact does not generate, an option cannot be meant, or the model was closed.
+        """
+        generator = self._generating()
+        with self._lock:
+            if self._engine is None:
+                raise UsageError(f"the model {self.manifest.name!r} was closed")
+            return generator.generate(prompts, max_new_tokens, **options)
+
+    def stream(self, prompt: Any, max_new_tokens: int = 128, **options: Any) -> Iterator[tuple[int, ...]]:
+        """As ``generate`` for one prompt: yields its tokens as they come."""
+        yield from self._generating().stream(prompt, max_new_tokens, **options)
+
+    def _generating(self) -> Generator:
+        if self._generator is None:
+            raise UsageError(
+                f"{self.manifest.name} does not generate", hint="penstock compile MODEL --task generate"
+            )
+        return self._generator
 
     def initial_state(self) -> dict[str, torch.Tensor]:
         """Fresh copies of the states that the model came with, to pass to the first call."""
@@ -172,9 +204,13 @@ def _load(path: Path, expect: str | None, threads: int | None, override: str | N
     version = _version(artifact, backend)
     threads = choice.threads if threads is None else threads
     facts = None
+    layout = artifact.manifest.generate
+    stems = () if layout is None else layout.stems[1:]
+    others: dict[str, Engine] = {}
     try:
         if backend.name == choice.name:
             engine = load_engine(artifact.folder, backend, threads)
+            others = {stem: load_engine(artifact.folder, backend, threads, stem) for stem in stems}
         else:
             engine, facts = _rebuilt(artifact, backend, threads)
     except PenstockError:
@@ -190,7 +226,7 @@ def _load(path: Path, expect: str | None, threads: int | None, override: str | N
             hint=f"install {choice.name} {choice.version}, or compile the model again",
         ) from error
     artifact.recheck()
-    return LoadedModel(artifact, engine, backend.name, version, threads, facts)
+    return LoadedModel(artifact, engine, backend.name, version, threads, facts, others)
 
 
 def _check_runs_here(artifact: Artifact) -> None:

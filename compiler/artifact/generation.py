@@ -1,0 +1,75 @@
+"""Section ``generate`` of a manifest: what the runtime must know of a language model and its engines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+_MAX = 1 << 31
+_MAX_ENDS = 64
+
+
+class Reader(Protocol):
+    """The part of ``strict.JsonObject`` that is needed here."""
+
+    def whole(self, key: str, low: int, high: int) -> int:
+        """A whole number within bounds."""
+        ...
+
+    def text(self, key: str) -> str:
+        """A text."""
+        ...
+
+    def each(self, key: str, read: Callable[[object, str], Any], limit: int) -> list[Any]:
+        """Each entry of a list."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A language model as several engines over one store of weights.
+
+    The payload ``engine`` takes any number of new tokens (prompts, drafts to verify), ``decode`` one per row, and
+    ``draft``, where there is one, is the first layers of ``decode`` behind the same last norm and head.
+
+    Attributes:
+        layers, kv_heads, head_width: of the cache.
+        context: positions at most, prompt and answer together.
+        vocabulary: number of tokens.
+        ends: tokens after which a text is over.
+        text: ``bytes`` when token n is byte n, else empty: prompts and answers are token numbers.
+        draft: layers of the engine ``draft``; 0: there is none.
+        ahead: tokens to draft before they are verified, as measured when it was compiled.
+    """
+
+    layers: int
+    kv_heads: int
+    head_width: int
+    context: int
+    vocabulary: int
+    ends: tuple[int, ...] = ()
+    text: str = ""
+    draft: int = 0
+    ahead: int = 0
+
+    @property
+    def stems(self) -> tuple[str, ...]:
+        """Names of the payloads."""
+        return ("engine", "decode", "draft") if self.draft else ("engine", "decode")
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return {**asdict(self), "ends": list(self.ends)}
+
+
+def read_generation(entry: Reader, whole: Callable[[object, str], int]) -> Generation:
+    """The section, each number within bounds; ``whole`` reads one entry of a list."""
+    sizes = {key: entry.whole(key, 1, _MAX) for key in ("layers", "kv_heads", "head_width", "context", "vocabulary")}
+    return Generation(
+        **sizes,
+        ends=tuple(entry.each("ends", whole, _MAX_ENDS)),
+        text=entry.text("text"),
+        draft=entry.whole("draft", 0, sizes["layers"]),
+        ahead=entry.whole("ahead", 0, 64),
+    )

@@ -1,0 +1,1 @@
+"""Language models with a cache: captured, built as a pair of engines, run token by token."""

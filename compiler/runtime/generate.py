@@ -1,0 +1,162 @@
+"""``engine.generate(prompts, ...)``: reads the arguments, pads the batch, picks the way of decoding, gives answers."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from backends.base import Engine
+from compiler.artifact.generation import Generation
+from compiler.runtime.decoding import DRAFT, Decoder, decode_by_drafts, decode_plainly, decode_with_exits
+from compiler.runtime.rows import Answer, Listener, Row, Tokens
+from compiler.runtime.sampling import Sampling
+from ir.errors import UsageError
+
+Prompt = str | bytes | Sequence[int] | torch.Tensor
+_MOST_AHEAD = 32
+
+
+class Generator:
+    """The engines of a language model. One call at a time: the caller holds the lock."""
+
+    def __init__(self, engines: Mapping[str, Engine], layout: Generation, dtype: torch.dtype) -> None:
+        self._engines = engines
+        self.layout = layout
+        self._dtype = dtype
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        max_new_tokens: int = 128,
+        *,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        requests: Sequence[int] | None = None,
+        stop: Sequence[str | bytes | Sequence[int]] = (),
+        stream: Listener | None = None,
+        draft: int | None = None,
+        draft_floor: float = 0.0,
+        exit_at: float | None = None,
+    ) -> list[Answer]:
+        """Write on after each prompt.
+
+        Args:
+            prompts: one, or several: texts for a model of bytes, else token numbers.
+            max_new_tokens: at most so many after each.
+            temperature, top_k, top_p, seed: see ``Sampling``.
+            requests: a number per prompt that its random numbers hang on; 0, 1, ... when ``None``.
+            stop: sequences that end an answer, which does not hold them.
+            stream: called as ``stream(prompt number, tokens)`` as tokens come.
+            draft: verify so many drafted tokens at once; the answer stays what it is without. 0 or ``None``: no.
+            draft_floor: a draft ends early at a token of less probability.
+            exit_at: tokens that the first layers give at least this probability are written by them alone; above 1
+                none is. ``None``: no exits.
+
+        Raises:
+            UsageError: an argument cannot be meant; says which.
+        """
+        listed = self._prompts(prompts)
+        sampling = Sampling(temperature, top_k, top_p, seed)
+        self._check(max_new_tokens, draft, draft_floor, exit_at)
+        numbers = list(range(len(listed))) if requests is None else [*requests]
+        if len(numbers) != len(listed) or any(not 0 <= n < 1 << 64 for n in numbers):
+            raise UsageError(f"requests are {numbers!r}; there must be one number, 0 or more, for each prompt")
+        stops = [self._tokens(one, "stop sequence") for one in stop]
+        ends = frozenset(self.layout.ends)
+        rows = [Row(i, n, max_new_tokens, ends, stops, stream) for i, n in enumerate(numbers)]
+        decoder = Decoder(self._engines, self.layout, self._dtype)
+        remarks = []
+        if max_new_tokens == 0:
+            for row in rows:
+                row.end("length")
+        else:
+            logits, kv = decoder.prefill(listed)
+            alone = len(rows) == 1
+            if not alone and (draft or exit_at is not None):
+                remarks.append("drafts and exits are for one prompt at a time: this batch was decoded plainly")
+            if alone and draft:
+                decode_by_drafts(decoder, rows[0], logits, kv, sampling, draft, draft_floor)
+            elif alone and exit_at is not None:
+                decode_with_exits(decoder, rows[0], logits, kv, sampling, exit_at)
+            else:
+                decode_plainly(decoder, rows, logits, kv, sampling)
+        calls = dict(decoder.calls)
+        return [self._answer(row, calls, tuple(remarks)) for row in rows]
+
+    def stream(self, prompt: Prompt, max_new_tokens: int = 128, **options: Any) -> Iterator[Tokens]:
+        """As ``generate`` for one prompt: yields its tokens as they come. Errors come out of the iterator."""
+        heard: queue.Queue[Tokens | Exception | None] = queue.Queue()
+
+        def work() -> None:
+            try:
+                self.generate(prompt, max_new_tokens, stream=lambda _, tokens: heard.put(tokens), **options)
+                heard.put(None)
+            except Exception as error:  # noqa: BLE001  (raised again where the iterator is read)
+                heard.put(error)
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        while (found := heard.get()) is not None:
+            if isinstance(found, Exception):
+                raise found
+            yield found
+        thread.join()
+
+    # --- reading arguments -------------------------------------------------------------------------
+
+    def _prompts(self, given: Any) -> list[Tokens]:
+        one = isinstance(given, (str, bytes)) or (isinstance(given, torch.Tensor) and given.dim() == 1)
+        one = one or (isinstance(given, Sequence) and len(given) > 0 and all(isinstance(t, int) for t in given))
+        listed = [given] if one else list(given)
+        if not listed:
+            raise UsageError("there are no prompts", hint='generate(["def "], max_new_tokens=100)')
+        found = [self._tokens(prompt, f"prompt {i}") for i, prompt in enumerate(listed)]
+        for i, tokens in enumerate(found):
+            if len(tokens) > self.layout.context:
+                raise UsageError(
+                    f"prompt {i} has {len(tokens)} tokens; the model has {self.layout.context} positions",
+                    hint="shorten it",
+                )
+        return found
+
+    def _tokens(self, given: Any, what: str) -> Tokens:
+        if isinstance(given, (str, bytes)):
+            if self.layout.text != "bytes":
+                raise UsageError(f"{what} is a text, and the artifact has no tokenizer", hint="pass token numbers")
+            found: Tokens = tuple(given.encode() if isinstance(given, str) else given)
+        else:
+            listed = given.tolist() if isinstance(given, torch.Tensor) else given
+            if not isinstance(listed, Sequence) or not all(type(t) is int for t in listed):
+                raise UsageError(f"{what} is {type(given).__name__}, not a text or a list of token numbers")
+            found = tuple(listed)
+        if not found:
+            raise UsageError(f"{what} is empty", hint="begin with one token at least")
+        if wrong := [t for t in found if not 0 <= t < self.layout.vocabulary]:
+            raise UsageError(f"{what} holds the token {wrong[0]}; there are {self.layout.vocabulary}, from 0 on")
+        return found
+
+    def _check(self, max_new_tokens: int, draft: int | None, floor: float, exit_at: float | None) -> None:
+        if max_new_tokens < 0:
+            raise UsageError(f"max_new_tokens is {max_new_tokens}; it must be 0 or more")
+        if draft is not None and not 0 <= draft <= _MOST_AHEAD:
+            raise UsageError(f"draft is {draft} tokens; it must be 0 (none) to {_MOST_AHEAD}")
+        if not 0 <= floor <= 1:
+            raise UsageError(f"draft_floor is {floor}; it is a probability, 0 to 1")
+        if exit_at is not None and not exit_at >= 0:
+            raise UsageError(f"exit_at is {exit_at}; it is a probability, or more than 1 for no exit")
+        if draft and exit_at is not None:
+            raise UsageError("draft and exit_at do not go together")
+        if (draft or exit_at is not None) and DRAFT not in self._engines:
+            raise UsageError(
+                "the artifact has no draft engine", hint="penstock compile MODEL --task generate --draft LAYERS"
+            )
+
+    def _answer(self, row: Row, calls: dict[str, int], remarks: tuple[str, ...]) -> Answer:
+        raw = bytes(row.tokens) if self.layout.text == "bytes" else None
+        return Answer(tuple(row.tokens), row.finish, calls, remarks, raw)

@@ -1,0 +1,85 @@
+"""Keys and values of the tokens so far: what one step hands to the next. Nothing in it is ever written over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from compiler.artifact.generation import Generation
+from ir.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class KeyValues:
+    """The cache of a batch. Its operations give new ones, and are exact: they move numbers, and compute none.
+
+    Attributes:
+        tensors: ``cache_k_0`` ...: [batch, kv heads, slots, head width], as the engines name them.
+        mask: bool [batch, slots]; false where a row has a padding.
+        positions: int64 [batch]: tokens of each row, which is the position of its next one.
+    """
+
+    tensors: Mapping[str, Tensor]
+    mask: Tensor
+    positions: Tensor
+
+    @classmethod
+    def empty(cls, batch: int, layout: Generation, dtype: torch.dtype) -> KeyValues:
+        """Of rows without tokens."""
+        none = torch.zeros(batch, layout.kv_heads, 0, layout.head_width, dtype=dtype)
+        names = [f"cache_{kind}_{layer}" for kind in ("k", "v") for layer in range(layout.layers)]
+        return cls(dict.fromkeys(names, none), torch.zeros(batch, 0, dtype=torch.bool), torch.zeros(batch).long())
+
+    @property
+    def slots(self) -> int:
+        """Tokens and paddings of each row."""
+        return self.mask.shape[1]
+
+    @property
+    def layers(self) -> int:
+        """How many layers it is of."""
+        return len(self.tensors) // 2
+
+    def fork(self) -> KeyValues:
+        """One that lives on by itself: nothing is written over, so it can share what it has so far."""
+        return replace(self, tensors=dict(self.tensors))
+
+    def crop(self, slots: int) -> KeyValues:
+        """Without what came after the first so many slots.
+
+        Raises:
+            UsageError: it has fewer.
+        """
+        if not 0 <= slots <= self.slots:
+            raise UsageError(f"cannot crop to {slots}: the cache has {self.slots} slots")
+        if slots == self.slots:
+            return self
+        mask = self.mask[:, :slots].contiguous()
+        tensors = {name: t[:, :, :slots].contiguous() for name, t in self.tensors.items()}
+        return KeyValues(tensors, mask, self.positions - self.mask[:, slots:].sum(1))
+
+    def append(self, tensors: Mapping[str, Tensor], mask: Tensor) -> KeyValues:
+        """With more tokens [batch, kv heads, new, head width] and their mask [batch, new] at the end."""
+        grown = {name: torch.cat((t, tensors[name]), dim=2) for name, t in self.tensors.items()}
+        return self.grown(grown, mask)
+
+    def grown(self, tensors: Mapping[str, Tensor], mask: Tensor) -> KeyValues:
+        """As an engine gave it back: old and new tokens together; mask bool [batch, new] of the new ones."""
+        kept = {name: tensors[name] for name in self.tensors}
+        return KeyValues(kept, torch.cat((self.mask, mask), dim=1), self.positions + mask.sum(1))
+
+    def select(self, rows: Tensor) -> KeyValues:
+        """Some rows, int64 [kept], without the slots that are paddings in all of them."""
+        mask = self.mask[rows]
+        used = mask.any(0)
+        first = int(used.int().argmax()) if bool(used.any()) else 0
+        tensors = {name: t[rows][:, :, first:].contiguous() for name, t in self.tensors.items()}
+        return KeyValues(tensors, mask[:, first:].contiguous(), self.positions[rows])
+
+    def first(self, layers: int) -> KeyValues:
+        """Of the first so many layers."""
+        names = [f"cache_{kind}_{layer}" for kind in ("k", "v") for layer in range(layers)]
+        return replace(self, tensors={name: self.tensors[name] for name in names})
