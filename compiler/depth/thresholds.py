@@ -53,13 +53,12 @@ class Descent:
         return int(np.argmax(self.costs <= cost + 1e-12)) if self.costs[-1] <= cost + 1e-12 else len(self.costs) - 1
 
 
-def upper_bound(losses: Floats, sure: float = SURE) -> float:
+def upper_bound(losses: Floats, worst: float, sure: float = SURE) -> float:
     """What the mean of all rows lies below, from a sample of them; one-sided.
 
-    One more row of the largest loss seen (at least of size 1e-12) is thought to be there: a sample without any loss
-    does not prove that there is none.
+    One more row of the largest loss there is, ``worst``, is thought to be there: a sample without any loss does not
+    prove that there is none.
     """
-    worst = max(float(np.abs(losses).max()), 1e-12)
     padded = np.append(losses, worst)
     return float(padded.mean() + sure * padded.std(ddof=1) / math.sqrt(len(padded)))
 
@@ -80,7 +79,7 @@ def descend(traces: Traces, costs: Sequence[float] | None = None, levels: int = 
     ladders = [_candidates(traces.scores[:, e], levels) for e in range(exits)]
     expected = np.concatenate([np.stack([isotonic(traces.scores[:, e], traces.losses[:, e]) for e in range(exits)], 1),
                                np.zeros((len(traces), 1))], 1)  # fmt: skip
-    worst = float(np.abs(traces.losses).max())
+    worst = traces.worst
     at = np.zeros(exits, np.int64)
     path = [np.array([ladder[0] for ladder in ladders])]
     taken = traces.taken(path[0])
@@ -109,7 +108,7 @@ def descend(traces: Traces, costs: Sequence[float] | None = None, levels: int = 
 
 def _measured(traces: Traces, path: Floats, price: Floats, sure: float) -> Descent:
     losses = [traces.lost(point) for point in path]
-    bounds = [upper_bound(lost, sure) if n else 0.0 for n, lost in enumerate(losses)]  # the first is exact
+    bounds = [upper_bound(lost, traces.worst, sure) if n else 0.0 for n, lost in enumerate(losses)]  # the first is exact
     return Descent(
         path,
         np.array([price[traces.taken(point)].mean() for point in path]),
@@ -262,7 +261,7 @@ def quality(traces: Traces, thresholds: Floats) -> Quality:
     """What thresholds do to the samples of some traces."""
     lost, depths = traces.lost(thresholds), traces.depths(thresholds)
     full = bool((depths == traces.blocks).all())
-    bound = 0.0 if full else upper_bound(lost)
+    bound = 0.0 if full else upper_bound(lost, traces.worst)
     p95 = float(np.sort(depths)[math.ceil(0.95 * len(depths)) - 1])
     return Quality(len(traces), float(lost.mean()), bound, float(depths.mean()), p95)
 

@@ -64,6 +64,11 @@ class Traces:
     def __len__(self) -> int:
         return len(self.scores)
 
+    @property
+    def worst(self) -> float:
+        """The largest loss of any row at any exit."""
+        return float(np.abs(self.losses).max())
+
     def taken(self, thresholds: Floats) -> Ints:
         """The exit of every row: 0 to the number of exits, which stands for all blocks."""
         passes = self.scores >= check_thresholds(thresholds, len(self.layers))
