@@ -211,6 +211,8 @@ class _Search:
     def _step(self, walk: _Walk, one: Value, two: Value) -> list[tuple[Value, Value]]:
         """Match a value of the later cone with one of the earlier; gives what they are made of."""
         if one is walk.start:
+            if one.type != two.type:
+                raise _Apart
             if walk.before is None:
                 walk.before = two
             if walk.before is not two:

@@ -39,7 +39,7 @@ class Port:
     """One tensor that goes in or comes out.
 
     Attributes:
-        kind: ``input`` or ``state`` on the way in, ``output`` or ``state`` on the way out.
+        kind: ``input`` or ``state`` on the way in, ``output``, ``state`` or ``trace`` on the way out.
         name: as the user named it.
         dtype: a name of ``ir.types.DTYPES``; an output may be ``none`` (the model returns None there).
         shape: each dim as ``ir.show_dim`` writes it.
@@ -131,8 +131,14 @@ class Manifest:
 
     @property
     def states(self) -> tuple[Port, ...]:
-        """The inputs that are carried from call to call."""
+        """The inputs that are carried from call to call, and the settings."""
         return tuple(port for port in self.inputs if port.kind == "state")
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """Names of the states that no output renews: what a call does not name stays as it was compiled."""
+        renewed = {port.name for port in self.outputs if port.kind == "state"}
+        return tuple(port.name for port in self.states if port.name not in renewed)
 
     def text(self) -> str:
         """Content of ``manifest.json``.

@@ -79,7 +79,7 @@ def read_manifest(text: str | bytes) -> Manifest:
         flow=tuple(root.each("flow", _record)),
         dims=dims,
         inputs=_ports(root, "inputs", ("input", "state"), dims),
-        outputs=_ports(root, "outputs", ("output", "state"), None),
+        outputs=_ports(root, "outputs", ("output", "state", "trace"), None),
         passes=tuple(root.each("passes", _record)),
         measurements=root.take("measurements", dict),
         made_from=root.mapping("made_from", _line),

@@ -19,6 +19,7 @@ from compiler.job import Job
 from compiler.select.lowering import listing, lower
 from compiler.select.measure import Timing, interleave, torch_threads
 from compiler.select.reference import Loss, Reference
+from compiler.select.settled import settled
 from compiler.select.skipping import Limits
 from ir import Graph
 from ir.errors import LimitError, MissingError, PenstockError, ResourceError, UnsupportedError, VerificationError
@@ -143,8 +144,9 @@ class Race:
         graph = ready.graph
         limits = Limits(min(1.0, self._seconds), threads=self._threads)
         with torch_threads(self._threads):
-            lowered = lower(graph, with_, folder, self._reference.example, limits, self._options)
-        engine = lowered.engine
+            inputs = {**graph.initial, **self._reference.example}
+            lowered = lower(graph, with_, folder, inputs, limits, self._options)
+        engine = settled(lowered.engine, graph)
         made = replace(with_built(made, lowered.built, lowered.seconds), verified="run on this machine")
         made = replace(
             made,
