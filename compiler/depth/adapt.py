@@ -143,9 +143,7 @@ def adapt(
     told: list[dict[str, Any]] = []
     why: dict[int, str] = {}
     for exit_, x in features.items():
-        tried = [
-            (judge(exit_, m), "ridge", p, m) for p, m in zip(PENALTIES, ridge(x, target, PENALTIES), strict=True)
-        ]
+        tried = [(judge(exit_, m), "ridge", p, m) for p, m in zip(PENALTIES, ridge(x, target, PENALTIES), strict=True)]
         if tail is not None and answers is not None and time.monotonic() < deadline:
             tried += _heads(exit_, x, answers, tail, judge, deadline)
         loss, method, penalty, best = min(tried, key=lambda row: row[0])

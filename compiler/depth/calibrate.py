@@ -1,6 +1,6 @@
-"""From a graph and samples to a graph whose rows leave early within a budget, or the reason why not.
+"""From a graph and samples to exits by which rows leave early within a budget, or the reason why not.
 
-    taps on all samples -> maps on the fit part -> thresholds on the threshold part, priced -> judged on the report part
+taps on all samples -> maps on the fit part -> thresholds on the threshold part, priced -> judged on the report part
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from compiler.depth.tapped import RowQuality, Run, Tapped, loss_kind
 from compiler.depth.thresholds import SURE, EffortGrid, curve, effort_grid, histogram, quality
 from compiler.depth.traces import FIT, REPORT, THRESHOLD, Traces, data_digest, parts
 from ir import Graph, Value
-from ir.copy import copy_graph, restore
-from ir.errors import UnsupportedError, UsageError
-from passes.depth import Depth
-from passes.depth_exits import THRESHOLDS, checked_exits, insert_exits, taps
+from ir.copy import copy_graph
+from ir.errors import UnsupportedError
+from passes.depth import Depth, with_maps
+from passes.depth_exits import THRESHOLDS, checked_exits, taps
 from passes.depth_parts import take_apart
 
 PARTS = ("fit", "threshold", "report")
@@ -39,6 +39,7 @@ class Exits:
     """A calibrated graph's exits: what its artifact says, and what judges an engine.
 
     Attributes:
+        depth: the pass that gives them to the graph.
         section: plain data, the section ``depth`` of a manifest.
         grid: thresholds by effort.
         report: samples of the report part, with what all blocks answer.
@@ -47,6 +48,7 @@ class Exits:
         budget: largest mean loss.
     """
 
+    depth: Depth
     section: Mapping[str, Any]
     grid: EffortGrid
     report: Sequence[Run]
@@ -77,7 +79,7 @@ def calibrate(
     seconds: float = SECONDS,
     heard: Callable[[str], None] = lambda text: None,
 ) -> Outcome:
-    """Give a graph exits, in place, or leave it as it is and say why.
+    """Exits for a graph, which stays as it is, or why it gets none.
 
     Args:
         graph: after all passes that move numbers.
@@ -145,8 +147,9 @@ def calibrate(
     layers = tuple(at[e] for e in planned.exits)
     grid = effort_grid(planned.descent)
     keep = {e: m for e, m in adapted.maps.items() if e in layers or (e == 0 and first == "agreement")}
-    made = insert_exits(graph, layers, first, [float(t) for t in chosen], keep)
-    restore(graph, made)
+    depth_pass = with_maps(
+        Depth(mode="exit", at=layers, score=first, tau=tuple(float(np.float32(t)) for t in chosen)), keep
+    )
     report = traces["report"].only(planned.exits)
     section = {
         "criterion": first,
@@ -170,7 +173,9 @@ def calibrate(
         "planned": told["planned"],
         "adapt": dict(adapted.disclosure),
     }
-    return Outcome(Exits(section, grid, runs["report"], kind, row_quality, budget), "", {**told, "section": section})
+    return Outcome(
+        Exits(depth_pass, section, grid, runs["report"], kind, row_quality, budget), "", {**told, "section": section}
+    )
 
 
 def split_samples(samples: Samples, batched: Sequence[str]) -> dict[str, list[Mapping[str, Tensor]]]:
@@ -280,14 +285,3 @@ def prices_of(graph: Graph, target: Target, sizes: Mapping[str, int], at: Sequen
 def setting_of(thresholds: Any) -> dict[str, Tensor]:
     """The setting for a call."""
     return {THRESHOLDS: torch.tensor(np.asarray(thresholds), dtype=torch.float32)}
-
-
-def check_budget(value: float) -> float:
-    """A budget that can be meant.
-
-    Raises:
-        UsageError: it is not between 0 and 1.
-    """
-    if not 0 < value <= 1:
-        raise UsageError(f"max_drop is {value:g}, not above 0 and at most 1", hint="0.5% or 0.005")
-    return value

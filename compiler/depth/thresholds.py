@@ -108,7 +108,9 @@ def descend(traces: Traces, costs: Sequence[float] | None = None, levels: int = 
 
 def _measured(traces: Traces, path: Floats, price: Floats, sure: float) -> Descent:
     losses = [traces.lost(point) for point in path]
-    bounds = [upper_bound(lost, traces.worst, sure) if n else 0.0 for n, lost in enumerate(losses)]  # the first is exact
+    bounds = [
+        upper_bound(lost, traces.worst, sure) if n else 0.0 for n, lost in enumerate(losses)
+    ]  # the first is exact
     return Descent(
         path,
         np.array([price[traces.taken(point)].mean() for point in path]),
