@@ -23,6 +23,8 @@ LEAST_GAIN = 1.05
 """Times as fast as all blocks that exits must be expected to run: less drowns in what the model does not know."""
 _COARSE = 12
 """Candidate thresholds per exit while exits are chosen; the choice then gets all of them."""
+_HALF_SLACK = 1.5
+"""Half of the rows bound a loss less closely: the budget while exits are chosen is larger by that."""
 _MOST_SUBSETS = 6
 """Exits up to which every choice of them is tried; with more, the least useful are dropped one by one."""
 
@@ -134,23 +136,24 @@ def plan(
         compacts: whether rows that left run nothing.
         least: gain below which exits are not worth it.
     """
-    best: tuple[float, tuple[int, ...], Descent, int] | None = None
-    for exits in _choices(traces, prices, budget, batches[0], compacts):
-        part = traces.only(exits)
-        descent, point = _within(part, prices, budget, _COARSE)
+    best: tuple[float, tuple[int, ...]] | None = None
+    half = traces.rows(np.arange(0, len(traces), 2))  # choosing among many on all rows would be luck on those rows
+    for exits in _choices(half, prices, budget, batches[0], compacts):
+        part = half.only(exits)
+        descent, point = _within(part, prices, budget * _HALF_SLACK, _COARSE)
         if not point:
             continue
         gain = expected(part, descent.thresholds[point], prices, batches[0]).gain(compacts)
         if best is None or gain > best[0]:
-            best = (gain, exits, descent, point)
+            best = (gain, exits)
     if best is None:
         return DepthPlan((), None, 0, (), _none_fits(traces, budget))
-    _, exits, descent, point = best
+    exits = best[1]
     part = traces.only(exits)
-    fine, at = _within(part, prices, budget)
-    if fine.costs[at] < descent.costs[point]:
-        descent, point = fine, at
+    descent, point = _within(part, prices, budget)
     told = tuple(expected(part, descent.thresholds[point], prices, n) for n in batches)
+    if not point:
+        return DepthPlan((), None, 0, (), _none_fits(traces, budget))
     if told[0].gain(compacts) < least:
         layers = ":".join(str(layer) for layer in part.layers)
         numbers = ", ".join(f"{p.gain(compacts):.2f}x at batch {p.batch}" for p in told)

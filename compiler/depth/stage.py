@@ -1,4 +1,4 @@
-"""Exits as a stage of a compile: the samples, the budget, and what becomes of a pass ``depth{mode=exit}`` without tau."""
+"""Exits as a stage of a compile: the samples, the budget, and what becomes of ``depth{mode=exit}`` without tau."""
 
 from __future__ import annotations
 

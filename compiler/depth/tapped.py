@@ -82,7 +82,12 @@ class Tapped:
             weight, bias = maps.get(exit_, self._none)
             weights |= {f"depth.map.{exit_}.weight": weight.float(), f"depth.map.{exit_}.bias": bias.float()}
         tail = self._tail
-        return [Run(r.inputs, {**r.results, **tail(r.inputs, r.results, weights)}) for r in runs]
+        if tail.reads_inputs:
+            return [Run(r.inputs, {**r.results, **tail(r.inputs, r.results, weights)}) for r in runs]
+        joined = {key: torch.cat([r.results[key] for r in runs]) for key in tail.known}
+        counts = [len(r.results[next(iter(joined))]) for r in runs]
+        made = {key: t.split(counts) for key, t in tail({}, joined, weights).items()}
+        return [Run(r.inputs, {**r.results, **{k: t[i] for k, t in made.items()}}) for i, r in enumerate(runs)]
 
     def traces(self, runs: Sequence[Run], kind: str, quality: RowQuality | None, blocks: int) -> Traces:
         """Scores and losses of all rows."""
@@ -155,6 +160,9 @@ class _Partial:
                 needed.add(node)
                 left += [v for v in node.operands if v not in have]
         self._nodes = [n for n in graph.body if n in needed]
+        self.known = tuple(self._known)
+        read = {v for n in self._nodes for v in n.operands}
+        self.reads_inputs = any(v in read for kind in ("input", "state") for _, v in graph.arguments(kind))
 
     def __call__(
         self, inputs: Mapping[str, Tensor], results: Mapping[str, Tensor], weights: Mapping[str, Tensor]

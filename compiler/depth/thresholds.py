@@ -10,6 +10,7 @@ Fractions (``by_fractions``): Dynamic Perceiver (arXiv 2306.11248), given shares
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -229,7 +230,7 @@ class EffortGrid:
 
 
 def _rises(values: Sequence[float]) -> bool:
-    return all(a < b for a, b in zip(values, values[1:], strict=False))
+    return all(a < b for a, b in itertools.pairwise(values))
 
 
 def effort_grid(descent: Descent, efforts: Sequence[float] = EFFORTS) -> EffortGrid:

@@ -5,6 +5,7 @@ A row leaves at the first exit whose score reaches that exit's threshold, else i
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -51,7 +52,7 @@ class Traces:
         if not want[0] or not want[1]:
             raise UsageError("exits are judged on samples, and there are none" if want[1] else "there are no exits")
         ascending = [0, *self.layers, self.blocks]
-        if any(a >= b for a, b in zip(ascending, ascending[1:], strict=False)):
+        if any(a >= b for a, b in itertools.pairwise(ascending)):
             raise UsageError(f"exits after {self.layers} of {self.blocks} blocks are not in ascending order")
         for name, values in (("score", self.scores), ("loss", self.losses)):
             if not np.isfinite(values).all():

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 import penstock
 
 BATCH = penstock.Dim("batch", 1, 64)
-WIDTH, CLASSES = 256, 4
+WIDTH, CLASSES = 128, 4
 
 
 class Block(nn.Module):
