@@ -49,12 +49,19 @@ def _fault(node: Node) -> str:
         return ""
     if node.op.random and not _still(node):
         return "its random numbers would differ from torch's"
+    if any(_is_logic(value) for value in node.operands):
+        return "a truth value made of several about sizes becomes a tensor; compare tensors instead"
     domain = node.op.name.partition(".")[0]
     if domain == "penstock":
         return "" if has_form(node.op.name) else "no form for AOTInductor is known"
     if domain not in _KNOWN:
         return "an operator of another package, which the compiled library could not call; write it with torch's own"
     return ""
+
+
+def _is_logic(value: Value) -> bool:
+    """Whether a number is ``a and b`` of sizes, which inductor 2.13 cannot index with."""
+    return value.producer is not None and value.producer.op.name in ("sym.and", "sym.or", "sym.not")
 
 
 def _still(node: Node) -> bool:

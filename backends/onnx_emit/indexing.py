@@ -175,8 +175,11 @@ def index_add(s: Scope, node: Node, x: Value, dim: int, index_: Value, source: V
 
 
 def index_copy(s: Scope, node: Node, x: Value, dim: int, index_: Value, source: Value) -> str:
-    """Write slices at places: how a static cache takes new keys."""
+    """Write slices at places: how a static cache takes new keys, and how live rows come back."""
     axis = axis_of(x, dim)
+    if not axis and x.tensor.rank:  # whole rows, each copied in one piece
+        places = s.op("Reshape", s.cast(s[index_], index_.tensor.dtype, _I64), s.ints(-1, 1))
+        return s.op("ScatterND", s[x], places, s.tensor(source, x.tensor.dtype))
     return s.op("ScatterElements", s[x], _spread_index(s, index_, source, axis), s[source], axis=axis)
 
 

@@ -18,11 +18,23 @@ def linear(s: Scope, node: Node, x: Value, weight: Value, bias: Arg = None) -> s
     if weight.tensor.rank != 2:
         raise Refused("linear with a vector as weight")
     dtype = result_type(node)
+    if dtype == torch.float32 and s.flavor == "onnxruntime" and s.outer is not None and s.is_constant(s[weight]):
+        return _gemm(s, x, weight, bias)
     if not dtype.is_floating_point:
         product = _product(s, s[x], s.transpose(s[weight], (1, 0)), dtype)
     else:
         product = s.op("MatMul", s[x], transposed_weight(s, weight))
     return product if bias is None else _add(s, product, s.tensor(bias, dtype), dtype)
+
+
+def _gemm(s: Scope, x: Value, weight: Value, bias: Arg) -> str:
+    """In a branch or loop: ONNX Runtime folds no transpose there and would run it at each call, but packs this weight."""
+    added = s.tensor(bias, torch.float32) if bias is not None else None
+    if x.tensor.rank == 2:
+        return s.op("Gemm", s[x], s[weight], added, transB=1)
+    made = s.op("Gemm", s.op("Reshape", s[x], s.ints(-1, weight.tensor.shape[1])), s[weight], added, transB=1)
+    sizes = [s.size_of(x, axis) for axis in range(x.tensor.rank - 1)]
+    return s.op("Reshape", made, s.join([*sizes, s.size_of(weight, 0)]))
 
 
 def _product(s: Scope, a: str, b: str, dtype: torch.dtype) -> str:

@@ -37,6 +37,15 @@ def _softplus(m: Any, x: Any, beta: float = 1.0, threshold: float = 20.0) -> Any
     return select(scaled > constant(threshold, x), x, m.log1p(m.exp(calm)) / constant(beta, x))
 
 
+def _mish(m: Any, x: Any) -> Any:
+    """``x * tanh(log(1 + e))`` with ``e = exp(x)``, of which ``tanh log`` makes a fraction.
+
+    Written as it reads, each function would be written out as often as the next reads it: LLVM took a minute.
+    """
+    e, two = m.exp(x), constant(2, x)
+    return x / (constant(1, x) + two / (e * (e + two)))
+
+
 def _log_sigmoid(m: Any, x: Any) -> Any:
     low = select(x < 0, x, constant(0, x))
     return low - m.log1p(m.exp(-absolute(m, x)))
@@ -49,6 +58,11 @@ def _elu(m: Any, x: Any, alpha: float = 1.0, scale: float = 1.0, input_scale: fl
 
 def _hard_sigmoid(m: Any, x: Any) -> Any:
     return minimum(maximum(x + constant(3, x), constant(0, x)), constant(6, x)) / constant(6, x)
+
+
+def _softshrink(m: Any, x: Any, a: float) -> Any:
+    outside = select(x > 0, x - constant(a, x), x + constant(a, x))
+    return select(absolute(m, x) <= constant(a, x), constant(0, x), outside)
 
 
 def _sinc(m: Any, x: Any) -> Any:
@@ -104,7 +118,7 @@ _FORMULAS: Mapping[str, Formula] = {
     "relu": lambda m, x: maximum(x, constant(0, x)),
     "relu6": lambda m, x: minimum(maximum(x, constant(0, x)), constant(6, x)),
     "silu": lambda m, x: x * m.sigmoid(x), "selu": lambda m, x: _elu(m, x, 1.6732632423543772, 1.0507009873554805),
-    "log_sigmoid": _log_sigmoid, "mish": lambda m, x: x * m.tanh(_softplus(m, x)), "hardsigmoid": _hard_sigmoid,
+    "log_sigmoid": _log_sigmoid, "mish": _mish, "hardsigmoid": _hard_sigmoid,
     "hardswish": lambda m, x: x * _hard_sigmoid(m, x), "sinc": _sinc,
 }  # fmt: skip
 _NUMBERED: Mapping[str, tuple[Any, ...]] = {
@@ -114,13 +128,8 @@ _NUMBERED: Mapping[str, tuple[Any, ...]] = {
     "softplus": (_softplus, 1.0, 20.0),
     "hardtanh": (lambda m, x, low, high: minimum(maximum(x, constant(low, x)), constant(high, x)), -1.0, 1.0),
     "threshold": (lambda m, x, limit, value: select(x <= constant(limit, x), constant(value, x), x), 0.0, 0.0),
-    "softshrink": (
-        lambda m, x, a: select(
-            x > constant(a, x), x - constant(a, x), select(x < constant(-a, x), x + constant(a, x), constant(0, x))
-        ),
-        0.5,
-    ),
-    "hardshrink": (lambda m, x, a: select(absolute(m, x) > constant(a, x), x, constant(0, x)), 0.5),
+    "softshrink": (_softshrink, 0.5),
+    "hardshrink": (lambda m, x, a: select(absolute(m, x) <= constant(a, x), constant(0, x), x), 0.5),
 }
 
 ACTIVATIONS: Mapping[str, Emitter] = {

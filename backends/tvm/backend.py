@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 
 from backends.base import CPU, DEFAULT, Backend, BuildOptions, Built, Device, Engine, Unsupported
 from backends.child import run_child
@@ -20,6 +21,7 @@ class Tvm(Backend):
     name = "tvm"
     install = 'pip install "penstock[tvm]"'
     patient = True
+    deviations = MappingProxyType({"nan": "gelu and the mean of var_mean may be infinite where torch gives NaN"})
 
     def version(self) -> str | None:
         """Version of the installed package."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from backends.arguments import Refused, many, result_type, shape_of
-from backends.tvm.dtypes import cast, literal, wide
+from backends.tvm.dtypes import cast, literal, name_of, wide
 from backends.tvm.scalars import constant, maximum
 from backends.tvm.scope import Emitter, Kernel, Scope, Tensor
 from ir import Arg, Dim, Node, Value
@@ -211,8 +212,9 @@ def _averaged(
             return te.sum(read, axis=loops)
 
         total = te.compute(k.shape(shape), element, name="pool")
+        ratio = operator.truediv if inner.is_floating_point else tirx.truncdiv
         return te.compute(
-            k.shape(shape), lambda *i: cast(total(*i) / cast(divide(k, i[2:]), inner), dtype), name="mean"
+            k.shape(shape), lambda *i: cast(ratio(total(*i), cast(divide(k, i[2:]), inner)), dtype), name="mean"
         )
 
     made = s.te("pool", build, [x], [(dtype, tuple(shape))])[0]
@@ -348,7 +350,7 @@ def nearest(exact: bool = False) -> Emitter:
             places = []
             for d in range(spatial):
                 length, at = k.dim(x.tensor.shape[2 + d]), cast(index[2 + d], torch.float32)
-                step = _step(k, x, shape, d, factors[d])
+                step = _step(k, x, shape, d, factors[d], torch.float32)
                 source = (at + constant(0.5, at)) * step if exact else at * step
                 place = tirx.Cast("int64", tirx.floor(source))
                 places.append(tirx.max(tirx.min(place, length - 1), tirx.const(0, "int64")))
@@ -359,12 +361,12 @@ def nearest(exact: bool = False) -> Emitter:
     return emit
 
 
-def _step(k: Kernel, x: Value, shape: Sequence[Dim], d: int, factor: float | None) -> Any:
+def _step(k: Kernel, x: Value, shape: Sequence[Dim], d: int, factor: float | None, inner: torch.dtype) -> Any:
     from tvm import tirx
 
     if factor is not None:
-        return tirx.const(1.0 / factor, "float32")
-    return cast(k.dim(x.tensor.shape[2 + d]), torch.float32) / cast(k.dim(shape[2 + d]), torch.float32)
+        return tirx.const(1.0 / factor, name_of(inner))
+    return cast(k.dim(x.tensor.shape[2 + d]), inner) / cast(k.dim(shape[2 + d]), inner)
 
 
 def smooth(cubic: bool = False) -> Emitter:
@@ -374,22 +376,25 @@ def smooth(cubic: bool = False) -> Emitter:
         from tvm import tirx
 
         spatial, dtype = x.tensor.rank - 2, result_type(node)
+        if not dtype.is_floating_point:
+            raise Refused("interpolation of whole numbers; cast to float32 before")
         shape, factors = shape_of(node), _scales(node, size, scales, spatial)
+        inner = torch.float64 if dtype == torch.float64 else torch.float32
 
         def taps(k: Kernel, d: int, at: Any) -> list[tuple[Any, Any]]:
             length, want = k.dim(x.tensor.shape[2 + d]), k.dim(shape[2 + d])
-            place = cast(at, torch.float32)
-            half, zero = tirx.const(0.5, "float32"), tirx.const(0, "float32")
+            place = cast(at, inner)
+            half, zero = tirx.const(0.5, name_of(inner)), tirx.const(0, name_of(inner))
             if align:
                 span = tirx.max(want - 1, tirx.const(1, "int64"))
-                source = place * (cast(length - 1, torch.float32) / cast(span, torch.float32))
+                source = place * (cast(length - 1, inner) / cast(span, inner))
                 source = tirx.Select(want > 1, source, zero)
             else:
-                source = (place + half) * _step(k, x, shape, d, factors[d]) - half
+                source = (place + half) * _step(k, x, shape, d, factors[d], inner) - half
                 source = source if cubic else tirx.max(source, zero)
             low = tirx.floor(source)
             part, first = source - low, tirx.Cast("int64", low)
-            weights = _cubic(part) if cubic else [tirx.const(1, "float32") - part, part]
+            weights = _cubic(part) if cubic else [tirx.const(1, name_of(inner)) - part, part]
             offset = -1 if cubic else 0
             last = length - 1
             return [
@@ -400,7 +405,7 @@ def smooth(cubic: bool = False) -> Emitter:
         def body(k: Kernel, index: Sequence[Any], t: Any) -> Any:
             def level(d: int, places: list[Any]) -> Any:
                 if d == spatial:
-                    return cast(t(index[0], index[1], *places), torch.float32)
+                    return cast(t(index[0], index[1], *places), inner)
                 total = None
                 for place, weight in taps(k, d, index[2 + d]):
                     value = level(d + 1, [*places, place]) * weight

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from backends.arguments import Refused, whole
+from backends.tvm.scalars import constant, unequal
 from ir import Arg, Dim, show_dim
 
 NAMES: Mapping[torch.dtype, str] = {
@@ -99,7 +100,8 @@ def cast(expr: Any, dtype: torch.dtype) -> Any:
     if have == want:
         return expr
     if want == "bool":
-        return expr != tirx.const(0, have)
+        expr = tirx.Cast("float32", expr) if have in {NAMES[d] for d in HALF} else expr
+        return unequal(expr, constant(0, expr))
     if have == "bool" and dtype.is_floating_point:
         return tirx.Select(expr, tirx.const(1, want), tirx.const(0, want))
     if have in ("int64", "float64") and dtype in HALF:

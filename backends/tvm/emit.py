@@ -315,15 +315,7 @@ class _Writer:
         return self._parts(scope, inner, graph, node)
 
     def _parts(self, scope: Scope, inner: Scope, graph: Graph, node: Node) -> list[Tensor | Dim]:
-        """Emit a graph of parts in the place of a node; its sizes have names of their own."""
-        from tvm import relax, tirx
-
-        names: dict[str, Any] = {}
-        for name, size in list(inner.symbols.items()):
-            names[name] = tirx.Var(f"{name}_{len(scope.symbols)}", "int64")
-            if size is not None:
-                self._emission.builder.match_cast(relax.ShapeExpr([size]), relax.ShapeType([names[name]]))
-        inner.symbols = names
+        """Emit a graph of parts in the place of a node; its sizes are those of the graph around it."""
         for value, found in list(inner.values.items()):
             if isinstance(found, Tensor) and value in graph.inputs and graph.inputs[value].kind != "param":
                 shape = value.tensor.shape

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 
 from backends.arguments import Refused, promoted, result_type, shape_of
-from backends.tvm.dtypes import axis_of, cast, literal
+from backends.tvm.dtypes import axis_of, cast, literal, wide
 from backends.tvm.rows import mask_places, masked_write, nonzero
 from backends.tvm.scope import Emitter, Kernel, Scope, Tensor, aligned, broadcast
 from backends.tvm.views import expanded
 from ir import Arg, Dim, Node, Value
 
 _FEW = 16  # places that are compared one by one, instead of being written one by one
+_TRUTHS = "truth values cannot be added up; cast to int32 before"
 _COMBINE: Mapping[str, Callable[[Any, Any], Any]] = {
     "sum": lambda a, b: a + b, "add": lambda a, b: a + b, "prod": lambda a, b: a * b, "multiply": lambda a, b: a * b,
 }  # fmt: skip
@@ -201,6 +202,8 @@ def written(
     from tvm import tirx
     from tvm.tirx.script.builder import ir as I  # noqa: N812
 
+    if combine is not None and x.dtype == torch.bool:
+        raise Refused(_TRUTHS)
     inputs = list(dict.fromkeys([x, update, *places]))
 
     def build(k: Kernel, *buffers: Any) -> None:
@@ -217,8 +220,11 @@ def written(
                 inside += [at >= 0, at < size]
                 full[axis] = at
             value = read[update][tuple(where)]
+            if combine is not None:
+                inner = wide(x.dtype)
+                value = cast(combine(cast(target[tuple(full)], inner), cast(value, inner)), x.dtype)
             with I.If(tirx.all(*inside)), I.Then():
-                I.buffer_store(target, value if combine is None else combine(target[tuple(full)], value), full)
+                I.buffer_store(target, value, full)
 
         nest(k, update.shape if shape is None else shape, write)
 
@@ -290,6 +296,8 @@ def scatter_reduce(
 def index_add(s: Scope, node: Node, x: Value, dim: int, places: Value, source: Value, alpha: Arg = 1) -> Tensor:
     """``x[i] += alpha * source``."""
     update = s[source]
+    if update.dtype == torch.bool:
+        raise Refused(_TRUTHS)
     if alpha != 1:
         update = s.pointwise("mul", update.dtype, lambda v, a: v * a, [update, alpha])
     return _along(s, s[x], axis_of(x.tensor.rank, dim), s[places], update, _COMBINE["sum"])

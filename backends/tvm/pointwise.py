@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from backends.arguments import Refused, number, promoted, result_type
-from backends.tvm.scalars import constant, is_infinite, is_nan, maximum, minimum, remainder_of
+from backends.tvm.scalars import constant, is_infinite, is_nan, is_truth, maximum, minimum, remainder_of, unequal
 from backends.tvm.scope import Emitter, Scope, Tensor
 from ir import Arg, Node, TensorType, Value
 
@@ -202,8 +202,15 @@ def absolute(m: Any, x: Any) -> Any:
     return tirx.abs(x)
 
 
+def negated(m: Any, x: Any) -> Any:
+    """``-x``; TIR writes it as a product with -1, which unsigned numbers do not have."""
+    return constant(0, x) - x if "uint" in str(x.ty.dtype) else -x
+
+
 def sign(m: Any, x: Any) -> Any:
     """-1, 0 or 1; of NaN it is 0, as in torch."""
+    if is_truth(x):
+        return x
     one, zero = constant(1, x), constant(0, x)
     return select(x > 0, one, select(x < 0, constant(-1, x), zero)) if "u" not in str(x.ty.dtype) else select(
         x > 0, one, zero
@@ -310,7 +317,7 @@ _FLOAT = (
 _OWN = ("exp", "log", "tanh", "erf", "sigmoid", "log1p", "expm1")
 _COMPARISONS: Mapping[str, Formula] = {
     "lt": lambda a, b: a < b, "le": lambda a, b: a <= b, "gt": lambda a, b: a > b, "ge": lambda a, b: a >= b,
-    "eq": lambda a, b: a == b, "ne": lambda a, b: a != b,
+    "eq": lambda a, b: a == b, "ne": unequal,
 }  # fmt: skip
 _COPIES = (
     "to.dtype", "to.device", "to.dtype_layout", "to.other", "to.prim_Device", "_to_copy.default", "type_as.default",
@@ -323,7 +330,7 @@ _SAME = (
 )  # fmt: skip
 
 _FORMULAS: Mapping[str, Formula] = {
-    "abs": absolute, "sign": sign, "sgn": sign, "neg": lambda m, x: -x, "square": lambda m, x: x * x,
+    "abs": absolute, "sign": sign, "sgn": sign, "neg": negated, "square": lambda m, x: x * x,
     "rsqrt": lambda m, x: constant(1, x) / m.call("sqrt", x), "reciprocal": lambda m, x: constant(1, x) / x,
     "special_erfc": lambda m, x: constant(1, x) - m.erf(x), "erfc": lambda m, x: constant(1, x) - m.erf(x),
 }  # fmt: skip

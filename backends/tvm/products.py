@@ -12,6 +12,8 @@ from backends.tvm.dtypes import cast, literal, wide
 from backends.tvm.scope import Emitter, Kernel, Scope, Tensor, broadcast
 from ir import Arg, Dim, Node, Value
 
+_TRUTHS = "truth values are not multiplied; cast to int32 before"
+
 
 def contract(
     s: Scope, name: str, inputs: Sequence[tuple[Tensor, str]], result: str, shape: Sequence[Dim], dtype: torch.dtype
@@ -97,6 +99,8 @@ def scaled_sum(s: Scope, node: Node, c: Value, a: Value, b: Value, beta: Arg = 1
 
 def outer(s: Scope, node: Node, a: Value, b: Value) -> Tensor:
     """``aten.outer``."""
+    if result_type(node) == torch.bool:
+        raise Refused(_TRUTHS)
     column = s.reshape(s[a], (*a.tensor.shape, 1))
     return s.pointwise("outer", result_type(node), lambda x, y: x * y, [column, b])
 
@@ -116,6 +120,8 @@ def einsum(s: Scope, node: Node, equation: str, tensors: tuple[Value, ...], *_: 
         count = rank - len(word.replace("...", ""))
         return word.replace("...", letters[len(letters) - count :])
 
+    if result_type(node) == torch.bool:
+        raise Refused(_TRUTHS)
     inputs = [(s[t], spelled(w, t.tensor.rank)) for w, t in zip(words, tensors, strict=True)]
     if any(word.count(c) > 1 for _, word in inputs for c in word):
         raise Refused("einsum of a diagonal")

@@ -240,7 +240,7 @@ def vector_norm(s: Scope, node: Node, x: Value, order: Arg = 2, dim: Arg = None,
     if order == 1:
         return fold(s, "norm", s[x], axes, bool(keep), dtype, "sum", tirx.abs)
     if order == 0:
-        return fold(s, "norm", s[x], axes, bool(keep), dtype, "sum", lambda v: cast(v != 0, inner))
+        return fold(s, "norm", s[x], axes, bool(keep), dtype, "sum", lambda v: cast(cast(v, torch.bool), inner))
     p = number(order)
     total = fold(
         s, "norm", s[x], axes, bool(keep), inner, "sum", lambda v: tirx.power(tirx.abs(v), tirx.const(p, v.ty.dtype))
@@ -318,7 +318,8 @@ def _sorted(s: Scope, x: Tensor, axis: int, descending: bool) -> tuple[Tensor, T
     """Values in order and where they came from; equals keep their order."""
     from tvm import relax
 
-    inner = torch.int32 if x.dtype == torch.bool else wide(x.dtype)
+    # TVM sorts no bytes and no truth values
+    inner = torch.int32 if x.dtype.itemsize == 1 and not x.dtype.is_floating_point else wide(x.dtype)
     wide_x = s.tensor(x, inner)
     at = s.raw(relax.op.argsort(wide_x.expr, axis, descending, "int64"), torch.int64, x.shape)
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 
 class Functions:
     """The plain forms: libm by its TIR names."""
+
+    binds: ClassVar[bool] = False
+    """Whether they name what they compute on the way (a let)."""
 
     def call(self, name: str, x: Any) -> Any:
         """A function by its TIR name."""
@@ -64,11 +67,25 @@ def constant(value: float, like: Any) -> Any:
     return tirx.const(value, like.ty.dtype)
 
 
+def is_truth(x: Any) -> bool:
+    """Whether an expression is a truth value, which TIR compares with nothing."""
+    return str(x.ty.dtype).startswith("bool")
+
+
 def is_nan(x: Any) -> Any:
     """Whether a number is none; ``x != x`` would be simplified away."""
     from tvm import tirx
 
     return tirx.isnan(x)
+
+
+def unequal(a: Any, b: Any) -> Any:
+    """``a != b``, true if either is NaN: LLVM's comparison is the ordered one."""
+    from tvm import tirx
+
+    if "float" not in str(a.ty.dtype):
+        return a != b
+    return tirx.any(a != b, is_nan(a), is_nan(b))
 
 
 def is_infinite(x: Any) -> Any:
@@ -80,12 +97,16 @@ def is_infinite(x: Any) -> Any:
 
 def maximum(a: Any, b: Any) -> Any:
     """The larger one; NaN if either is."""
-    return _extreme(a, b, lambda x, y: x >= y)
+    from tvm import tirx
+
+    return tirx.any(a, b) if is_truth(a) else _extreme(a, b, lambda x, y: x >= y)
 
 
 def minimum(a: Any, b: Any) -> Any:
     """The smaller one; NaN if either is."""
-    return _extreme(a, b, lambda x, y: x <= y)
+    from tvm import tirx
+
+    return tirx.all(a, b) if is_truth(a) else _extreme(a, b, lambda x, y: x <= y)
 
 
 def _extreme(a: Any, b: Any, first: Callable[[Any, Any], Any]) -> Any:

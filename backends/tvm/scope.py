@@ -17,6 +17,7 @@ from backends.tvm.dtypes import cast, literal, name_of, prim, wide
 from backends.tvm.scalars import Functions
 from ir import Arg, Dim, Graph, Node, ScalarType, TensorType, Value, symbol, symbols_of
 
+_OPAQUE = 8  # TVM's number of a kernel that is fused with no other
 Build: TypeAlias = Callable[..., Any]
 Emitter: TypeAlias = Callable[..., Any]
 """Emits one node: ``(scope, node, *arguments in the order of the schema)`` gives a Tensor, a Dim, or several."""
@@ -193,7 +194,18 @@ class Scope:
         outputs = list(made) if isinstance(made, (list, tuple)) else [made]
         loose = self._loose(k, inputs)
         function = te.create_prim_func([*holders, *(k.variables[n] for n in loose), *outputs], "int64")
+        if any(t.dtype == torch.bfloat16 for t in inputs):
+            if named_bfloat16(function):
+                return self.te(name, build, [self._widened(t) for t in inputs], results)
+            function = function.with_attr("op_pattern", _OPAQUE)
+        elif self.math.binds and any(dtype == torch.bfloat16 for dtype, _ in results):
+            # rounding reads what it rounds several times; fused with a let, that would bind its name twice
+            function = function.with_attr("op_pattern", _OPAQUE)
         return self._call(name, function, inputs, loose, results)
+
+    def _widened(self, x: Tensor) -> Tensor:
+        """A bf16 tensor in float32, by a kernel of its own."""
+        return self.tensor(x, torch.float32) if x.dtype == torch.bfloat16 else x
 
     def kernel(
         self,
@@ -384,6 +396,28 @@ class Scope:
             if not isinstance(arg, (Tensor, bool, int, float)) and not hasattr(arg, "free_symbols"):
                 raise Refused(f"cannot compute with {arg!r}")
         return self.compute(name, out, dtype, body, *tensors)
+
+
+def named_bfloat16(function: Any) -> bool:
+    """Whether a kernel gives a name (a let) to something made of a bf16 element.
+
+    TVM 0.27 forgets those when it takes bf16 apart, and reads their bits as whole numbers. Kernels that read bf16 are
+    not fused either: another one might bring the name.
+    """
+    import tvm_ffi
+    from tvm import tirx
+
+    found: list[bool] = []
+
+    def inside(node: Any) -> None:
+        found.append(str(getattr(getattr(node, "ty", None), "dtype", "")).startswith("bfloat16"))
+
+    def visit(node: Any) -> None:
+        if isinstance(node, (tirx.Let, tirx.Bind)):
+            tvm_ffi.structural_walk(node.value, (object, inside), order="post")
+
+    tvm_ffi.structural_walk(function.body, (object, visit), order="post")
+    return any(found)
 
 
 def aligned(shape: Sequence[Dim], index: Sequence[Any]) -> list[Any]:

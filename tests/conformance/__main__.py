@@ -29,7 +29,8 @@ def main() -> int:
     spawn = multiprocessing.get_context("spawn")
     # a worker that an engine takes down ends the run with BrokenProcessPool; a plain pool would wait for ever
     with ProcessPoolExecutor(mp_context=spawn, max_tasks_per_child=40) as pool:
-        for found in pool.map(run.judge, jobs):
+        for (_, part, name), found in zip(jobs, pool.map(run.judge, jobs), strict=True):
+            sys.stderr.write(f"{part} {name}: {len(found)} cells\n")
             for section, row, engine, column, verdict in found:
                 made.setdefault(section, {}).setdefault(row, {}).setdefault(engine, {})[column] = verdict
                 count[engine, matrix.kind(verdict)] += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,17 +90,20 @@ def page(matrix: Matrix) -> str:
         "  bfloat16 6e-2, float64 1e-10, relative above one; whole numbers are exact or wrong).",
         "- **refused**: the backend says before or at the call that it cannot, and why.",
         "- **differs**: a deviation that the backend declares, listed below. **mismatch**, **crash**: never.",
+        "- **not run**: nothing is known. `run.judged` says which cells an engine is asked for.",
         "",
         "## Counts",
         "",
-        "| engine | what | " + " | ".join(KINDS) + " |",
-        "|---|---|" + "---:|" * len(KINDS),
+        "| engine | what | " + " | ".join((*KINDS, "not run")) + " |",
+        "|---|---|" + "---:|" * (len(KINDS) + 1),
     ]
     for engine in ENGINES:
         for what, sections in (("operators", tuple(FAMILIES)), ("regions", ("regions",)), ("models", ("models",))):
             count = Counter(map(kind, verdicts(matrix, engine, *sections)))
-            if count:
-                lines.append(f"| {engine} | {what} | " + " | ".join(str(count[k]) for k in KINDS) + " |")
+            count["not run"] = sum(
+                len(_columns(row) - set(row.get(engine, {}))) for s in sections for row in matrix.get(s, {}).values()
+            )
+            lines.append(f"| {engine} | {what} | " + " | ".join(str(count[k]) for k in (*KINDS, "not run")) + " |")
     lines += ["", "## Deviations", "", "| engine | name | what | cells |", "|---|---|---|---:|"]
     for backend in BACKENDS:
         for name, what in backend.deviations.items():
@@ -124,18 +127,23 @@ def _reasons(matrix: Matrix) -> list[str]:
 def _table(matrix: Matrix, section: str) -> list[str]:
     """A row per call; what all columns share is said once."""
     rows = matrix.get(section, {})
-    present = [e for e in ENGINES if any(e in engines for engines in rows.values())]
-    lines = ["", f"## {section.capitalize()}", "", "| | " + " | ".join(present) + " |", "|---|" + "---|" * len(present)]
+    lines = ["", f"## {section.capitalize()}", "", "| | " + " | ".join(ENGINES) + " |", "|---|" + "---|" * len(ENGINES)]
     for row, engines in rows.items():
-        shown = [_cell(engines.get(e, {})) for e in present]
+        shown = [_cell(engines.get(e, {}), _columns(engines)) for e in ENGINES]
         lines.append(f"| `{row.replace('|', '/')}` | " + " | ".join(shown) + " |")
     return lines
 
 
-def _cell(found: Mapping[str, str]) -> str:
+def _columns(engines: Mapping[str, Mapping[str, str]]) -> set[str]:
+    """Columns of a row: those that any engine was asked for."""
+    return {column for found in engines.values() for column in found}
+
+
+def _cell(found: Mapping[str, str], asked: Collection[str]) -> str:
+    shown = {c: kind(found[c]) if c in found else "not run" for c in sorted(asked, key=_place)}
     parts = []
-    for name in KINDS:
-        columns = sorted((c for c, v in found.items() if kind(v) == name), key=_place)
+    for name in (*KINDS, "not run"):
+        columns = [c for c, k in shown.items() if k == name]
         if columns:
-            parts.append(name if len(columns) == len(found) else f"{name} {' '.join(columns)}")
+            parts.append(name if len(columns) == len(shown) else f"{name} {' '.join(columns)}")
     return "; ".join(parts)

@@ -1,8 +1,8 @@
 """The committed matrix is whole, holds no wrong cell, and is what the engines of this machine say.
 
-CI makes a part of it again: an eighth of the operator groups, all control flow and two models; ``-m slow`` float32 of
-every group, an eighth more, the other models, and some of the engines that compile for long. Verdicts are compared by
-kind: last bits, and which deviation shows, depend on the processor.
+CI makes a part of it again: an eighth of the operator groups, all control flow and two models, and a few graphs of the
+engines that compile for long; ``-m slow`` float32 of every group, an eighth more, the other models, and some more of
+those graphs. Verdicts are compared by kind: last bits, and which deviation shows, depend on the processor.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ UNTRIED = {
 ENGINES = tuple(b.name for b in BACKENDS if b.name not in run.COMPILED)
 QUICK_MODELS = ("bert", "early_exit")
 COMPILED = (("norms", "f32"), ("attention", "f32"), ("numbers", "f32"), ("regions", "while in a branch of cond"))
+COMPILED_QUICK = (("tvm", "reductions", "i8"), ("tvm", "norms", "f16"), ("inductor", "decomposed", "f32"))
 
 
 def _parts() -> Iterator[Any]:
@@ -97,6 +98,18 @@ def test_engines_do_as_the_matrix_says(part: str, name: str, committed: matrix.M
 @pytest.mark.parametrize("engine", run.COMPILED)
 def test_compiled_engines_do_as_the_matrix_says(engine: str, part: str, name: str, committed: matrix.Matrix) -> None:
     _check((engine,), part, name, committed)
+
+
+@pytest.mark.parametrize(("engine", "part", "name"), COMPILED_QUICK)
+def test_a_few_graphs_of_compiled_engines(engine: str, part: str, name: str, committed: matrix.Matrix) -> None:
+    _check((engine,), part, name, committed)
+
+
+def test_a_cell_that_was_not_run_is_shown_as_such() -> None:
+    rows = {"abs(T[n,4])": {"reference": {"f32": "exact", "f16": "exact"}, "tvm": {"f32": "exact"}}}
+    page = matrix.page({"pointwise": rows})
+    assert "| tvm | operators | 1 | 0 | 0 | 0 | 0 | 0 | 1 |" in page
+    assert "| exact f32; not run f16 |" in page and "| not run |" in page
 
 
 def _check(engines: Sequence[str], part: str, name: str, committed: matrix.Matrix) -> None:

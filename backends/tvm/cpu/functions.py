@@ -31,6 +31,8 @@ _MOST, _LEAST = 88.7228, -86.6
 class FastFunctions(Functions):
     """Float32 only; scalars or vectors alike. NaN stays NaN."""
 
+    binds = True
+
     def exp(self, x: Any) -> Any:
         """``2^n * p(r)`` with ``x = n ln 2 + r``; below -86.6 it is 0."""
         from tvm import tirx
@@ -61,7 +63,7 @@ class FastFunctions(Functions):
             x,
             lambda v: bound(
                 _clamped(v, -7.90531110763549805, 7.90531110763549805),
-                lambda held: _ratio(_TANH_TOP, _TANH_BOTTOM, held),
+                lambda held: _saturated(v, 7.90531110763549805, _ratio(_TANH_TOP, _TANH_BOTTOM, held)),
             ),
         )
 
@@ -69,7 +71,12 @@ class FastFunctions(Functions):
         """A ratio of polynomials."""
         if not _single(x):
             return super().erf(x)
-        return bound(x, lambda v: bound(_clamped(v, -4.0, 4.0), lambda held: _ratio(_ERF_TOP, _ERF_BOTTOM, held)))
+        return bound(
+            x,
+            lambda v: bound(
+                _clamped(v, -4.0, 4.0), lambda held: _saturated(v, 4.0, _ratio(_ERF_TOP, _ERF_BOTTOM, held))
+            ),
+        )
 
 
 def bound(value: Any, body: Callable[[Any], Any]) -> Any:
@@ -82,6 +89,14 @@ def bound(value: Any, body: Callable[[Any], Any]) -> Any:
 
 def _ratio(top: Sequence[float], bottom: Sequence[float], held: Any) -> Any:
     return bound(held * held, lambda square: held * horner(top, square, held) / horner(bottom, square, held))
+
+
+def _saturated(x: Any, limit: float, inside: Any) -> Any:
+    """Exactly -1 and 1 beyond a limit: what is left of one there, times a large number, would be large."""
+    from tvm import tirx
+
+    below = tirx.Select(x < like(-limit, x), like(-1, x), inside)
+    return tirx.Select(x > like(limit, x), like(1, x), below)
 
 
 def horner(factors: Sequence[float], x: Any, kind: Any) -> Any:
