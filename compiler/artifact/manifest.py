@@ -102,6 +102,7 @@ class Manifest:
         requires: what the payload needs there, by name (``tensorrt_rtx: 1.7.1.116``).
         state: ``built``, or ``kit``.
         flow: what is known about each branch and loop, see ``backends.FlowProof``.
+        depth: of a model whose rows leave early (``compiler.depth.section``); ``None``: all run every block.
         generate: of a language model with a cache; ``None``: the artifact only maps inputs to outputs.
         created: UTC.
         penstock: version that wrote it.
@@ -125,6 +126,7 @@ class Manifest:
     state: str = "built"
     flow: tuple[Record, ...] = ()
     generate: Generation | None = None
+    depth: Record | None = None
     created: str = field(default_factory=lambda: now())
     penstock: str = field(default_factory=lambda: penstock_version())
     schema: int = SCHEMA
@@ -176,6 +178,7 @@ class Manifest:
             "passes": [dict(record) for record in self.passes],
             "measurements": dict(self.measurements),
             "made_from": dict(self.made_from),
+            **({"depth": dict(self.depth)} if self.depth is not None else {}),
             **({"generate": self.generate.plain()} if self.generate is not None else {}),
             "files": {name: {"sha256": fact.sha256, "bytes": fact.bytes} for name, fact in self.files.items()},
         }

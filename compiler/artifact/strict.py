@@ -84,6 +84,7 @@ def read_manifest(text: str | bytes) -> Manifest:
         measurements=root.take("measurements", dict),
         made_from=root.mapping("made_from", _line),
         generate=_generation(root),
+        depth=root.take("depth", dict) if "depth" in root.raw else None,
         files=root.mapping("files", read_file_fact, check_file_name, MAX_FILES),
     )
     root.done()

@@ -25,6 +25,7 @@ from compiler.artifact import (
     open_artifact,
     open_bundle,
 )
+from compiler.runtime.depth import Effort
 from compiler.runtime.device import check_device, fitting_member, gpus
 from compiler.runtime.generate import Generator
 from compiler.runtime.rows import Answer
@@ -68,6 +69,8 @@ class LoadedModel:
         self._initial = artifact.initial_states()
         settings = {name: self._initial[name] for name in artifact.manifest.settings if name in self._initial}
         self._signature = Signature(artifact.manifest, settings)
+        self._takes_effort = any(port.name == "effort" for port in artifact.manifest.inputs)
+        self._effort = Effort(artifact.manifest)
         self._traces = tuple(port.name for port in artifact.manifest.outputs if port.kind == "trace")
         self._bind = self._signature.bind
         layout = artifact.manifest.generate
@@ -91,7 +94,7 @@ class LoadedModel:
 
         Raises:
             InputError: an input is missing, unknown, or not what the manifest says; names it.
-            UsageError: the model was closed.
+            UsageError: the model was closed, the effort is not between 0 and 1, or rows cannot leave early.
         """
         return self.trace(*args, **kwargs)[0] if self._traces else self._run(args, kwargs)
 
@@ -126,6 +129,8 @@ class LoadedModel:
         return self._generator
 
     def _run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        if "effort" in kwargs and not self._takes_effort:
+            kwargs = self._effort.settings(kwargs)
         inputs = self._bind(args, kwargs)
         with self._lock:
             if self._engine is None:
