@@ -147,7 +147,8 @@ def _on_held_out(
         "part": "budget", "model": model, "batch": batch, "max_drop": args.max_drop,
         "ms": {name: round(ms / len(given), 3) for name, ms in times.items()},
         "over_full": round(times["full"] / times["exits"], 3), "metric": metric,
-        "expected_layers": round(float(layers.mean()), 3), "engines": {n: e.facts()["engine"] for n, e in engines.items()},
+        "expected_layers": round(float(layers.mean()), 3),
+        "engines": {n: e.facts()["engine"] for n, e in engines.items()},
     }  # fmt: skip
     print(f"budget {model:10} batch {batch}: {row['over_full']:.2f}x our full-depth engine, "
           f"{times['eager'] / times['exits']:.2f}x eager, {row['expected_layers']} layers, {metric}")  # fmt: skip

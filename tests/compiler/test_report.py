@@ -55,6 +55,7 @@ class FakeJob:
     records: dict[str, list[PassRecord]] = field(default_factory=dict)
     graphs: dict[str, Graph] = field(default_factory=dict)
     predicted: dict[str, float] = field(default_factory=dict)
+    exits: dict[str, Any] = field(default_factory=dict)
 
 
 def job_of(before: Graph, name: str = "block") -> FakeJob:
