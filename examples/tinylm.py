@@ -167,7 +167,7 @@ class TinyLM(nn.Module):
     def hidden(
         self, tokens: Tensor, positions: Tensor, mask: Tensor, keys: Sequence[Tensor], values: Sequence[Tensor]
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """The first ``len(keys)`` blocks on new tokens [batch, seq], their caches being [batch, kv heads, past, head]."""
+        """The first ``len(keys)`` blocks on new tokens [batch, seq]; caches are [batch, kv heads, past, head width]."""
         cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]
         x = self.embed(tokens)
         grown: list[Cached] = []

@@ -313,7 +313,7 @@ def read_file_fact(raw: object, at: str) -> FileFact:
     return fact
 
 
-def _ports(root: JsonObject, key: str, kinds: tuple[str, str], dims: dict[str, DimRange] | None) -> tuple[Port, ...]:
+def _ports(root: JsonObject, key: str, kinds: tuple[str, ...], dims: dict[str, DimRange] | None) -> tuple[Port, ...]:
     """Ports of one direction; of the inputs, every symbol must be declared in ``dims``."""
 
     def read(raw: object, at: str) -> Port:

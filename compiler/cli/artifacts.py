@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import click
@@ -18,16 +19,33 @@ from compiler.cli.options import SECONDS, THREADS, common, emit_json, models_spe
 @click.option("--threads", type=THREADS, help="Threads of the engine.")
 @click.option("--expect", metavar="ID", help="Accept only the artifact of this id.")
 @click.option("-t", "--target", help="Of several targets, the one to run.  [the device that is here]")
+@click.option("-p", "--prompt", help="Of a language model: write on after this text (or token numbers: 1,2,3).")
+@click.option("--max-new-tokens", type=int, help="With --prompt: tokens at most.  [128]")
+@click.option("--temperature", type=float, help="With --prompt: 0 is greedy.  [0]")
+@click.option("--top-k", type=int, help="With --prompt: of so many likeliest tokens; 0: of all.  [0]")
+@click.option("--top-p", type=float, help="With --prompt: of the likeliest with this probability together.  [1]")
+@click.option("--seed", type=int, help="With --prompt: of the random numbers.  [0]")
+@click.option("--stop", multiple=True, help="With --prompt: text that ends the answer.")
+@click.option("--draft", type=int, help="With --prompt: tokens to draft at once; 0: none.  [as compiled]")
 @common
 def run(
     artifact: Path, inputs: Path | None, size: dict[str, int], output: Path | None, threads: int | None,
-    expect: str | None, target: str | None, as_json: bool, quiet: bool, verbose: bool,
+    expect: str | None, target: str | None, prompt: str | None, as_json: bool, quiet: bool, verbose: bool,
+    **options: Any,
 ) -> None:  # fmt: skip
-    """Run an ARTIFACT once, on given or on random inputs."""
+    """Run an ARTIFACT once, on given or on random inputs; with --prompt let it write."""
     from compiler.files import read_tensors
     from compiler.runtime.trial import random_inputs, summary, write_outputs
     from ir.errors import UsageError
 
+    given_options = {key: value for key, value in options.items() if value not in (None, ())}
+    if prompt is not None:
+        if inputs is not None or size or output is not None:
+            raise UsageError("--prompt does not go with --inputs, --size or --output")
+        _write_on(_load(artifact, threads, expect, target), prompt, given_options, as_json, quiet)
+        return
+    if given_options:
+        raise UsageError(f"--{next(iter(given_options)).replace('_', '-')} goes with --prompt only")
     if inputs is not None and size:
         raise UsageError("--size makes random inputs; it does not go with --inputs")
     model = _load(artifact, threads, expect, target)
@@ -45,6 +63,38 @@ def run(
                    + ", ".join(f"{r['name']} {r['type']}" for r in summary(given)))  # fmt: skip
         for row in rows:
             click.echo(f"  {row['name']:<24} {row['type']:<20} mean {row['mean']:.4g}  norm {row['norm']:.4g}")
+
+
+def _write_on(model: Any, prompt: str, options: dict[str, Any], as_json: bool, quiet: bool) -> None:
+    """Show an answer while it is written."""
+    from compiler.runtime.trial import read_prompt, shown_tokens
+
+    given, options = read_prompt(model, prompt, options)
+    shown = shown_tokens(model)
+    show = not as_json and not quiet
+    begun: list[bool] = []  # the prompt is shown with the first token: not before an error
+
+    def hear(_: int, tokens: tuple[int, ...]) -> None:
+        click.echo(("" if begun else prompt) + shown(tokens), nl=False)
+        begun.append(True)
+
+    start = perf_counter()
+    (answer,) = model.generate(given, stream=hear if show else None, **options)
+    seconds = perf_counter() - start
+    told = {"tokens": list(answer.tokens), "text": answer.text, "finish": answer.finish, "calls": answer.calls,
+            "seconds": seconds, "tokens_per_second": len(answer.tokens) / seconds}  # fmt: skip
+    if as_json:
+        emit_json(told)
+        return
+    if quiet:
+        click.echo(shown(answer.tokens))
+        return
+    click.echo(("" if begun else prompt) + shown(()) + "\n")
+    calls = ", ".join(f"{name} {count}" for name, count in answer.calls.items())
+    rate = told["tokens_per_second"]
+    click.echo(
+        f"{len(answer.tokens)} tokens in {seconds:.2f} s, {rate:.0f}/s ({answer.finish}; runs: {calls})", err=True
+    )
 
 
 def _load(artifact: Path, threads: int | None, expect: str | None = None, target: str | None = None) -> Any:

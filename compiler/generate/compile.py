@@ -1,4 +1,4 @@
-"""``penstock compile MODEL --task generate``: every part through the passes, built by every engine, the fastest kept."""
+"""``penstock compile MODEL --task generate``: parts through the passes, built by every engine, the fastest kept."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from backends import WEIGHTS_FILE, Backend, BuildOptions, Engine
+from backends import WEIGHTS_FILE, Backend, BuildOptions, Engine, FlowProof
 from backends.segments import build_engine, load_engine
 from compiler import artifact
 from compiler.artifact.generation import Generation
@@ -158,7 +158,9 @@ def _try(
     start = time.perf_counter()
     folder.mkdir()
     weight_files.save(store, folder / WEIGHTS_FILE)
-    losses, flow, requires = [], [], {}
+    losses: list[Loss] = []
+    flow: list[FlowProof] = []
+    requires: dict[str, str] = {}
     kept: Engine | None = None
     for stem, graph in graphs.items():
         options = BuildOptions(jobs[stem].target.device, settings.build_timeout, settings.build_memory, stem=stem)
@@ -175,7 +177,7 @@ def _try(
             why = f"{stem}: loss {losses[-1].loss:.3g} is more than {settings.max_loss:g}"
             return replace(made, loss=losses[-1], why=why), engine
     assert kept is not None
-    worst: Loss = max(losses, key=lambda loss: loss.loss)
+    worst = max(losses, key=lambda loss: loss.loss)
     return replace(
         made, build_seconds=time.perf_counter() - start, facts=dict(kept.facts()), flow=tuple(flow),
         requires=requires, loss=worst, verified="run on this machine",
@@ -205,4 +207,3 @@ def _seal(
         requires=dict(winner.requires),
         generate=section,
     ))  # fmt: skip
-

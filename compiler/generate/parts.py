@@ -88,7 +88,7 @@ def _inputs(step: Step, tokens: torch.Tensor, past: int, layout: Layout, single:
     if past:
         with torch.no_grad():
             whole = step(tokens[:, :past], positions[:, :past], mask[:, :0], cache, mask[:, :past])
-        cache = {key: [t.contiguous() for t in whole["cache"][key]] for key in ("k", "v")}
+        cache = {key: [whole[f"cache_{key}_{i}"].contiguous() for i in range(step.depth)] for key in ("k", "v")}
     made = {
         "input_ids": tokens[:, past:].contiguous(), "position_ids": positions[:, past:].contiguous(),
         "past_mask": mask[:, :past].contiguous(), "cache": cache,

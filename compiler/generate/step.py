@@ -6,9 +6,10 @@ Two kinds of model have one: causal LMs of Hugging Face, and any module that fol
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -55,9 +56,11 @@ class StepModel(Protocol):
         """The first ``len(keys)`` layers on new tokens.
 
         Args:
-            tokens, positions: int64 [batch, new].
+            tokens: int64 [batch, new].
+            positions: of the tokens, int64 [batch, new].
             mask: bool [batch, 1, new, past + new], true where a token may look.
-            keys, values: of each layer, [batch, kv heads, past, head width].
+            keys: of each layer, [batch, kv heads, past, head width].
+            values: the same.
 
         Returns:
             Hidden state [batch, new, width], and keys and values grown by the new tokens.
@@ -76,15 +79,17 @@ class Step(nn.Module):
         super().__init__()
         self.model = model
         self.depth = depth
+        self.training = model.training  # who restores our mode after a run restores the model's with it
 
     def forward(
         self, input_ids: Tensor, position_ids: Tensor, past_mask: Tensor, cache: Cache,
         new_mask: Tensor | None = None, logits_at: Tensor | None = None,
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> dict[str, Tensor]:  # fmt: skip
         """One step.
 
         Args:
-            input_ids, position_ids: int64 [batch, new].
+            input_ids: int64 [batch, new].
+            position_ids: of the tokens, int64 [batch, new].
             past_mask: bool [batch, past], false where a row has padding.
             cache: see ``Cache``; past may be 0.
             new_mask: bool [batch, new], the same of the new tokens; ``None``: there is no padding.
@@ -92,15 +97,16 @@ class Step(nn.Module):
         """
         mask = look_back(past_mask, input_ids.shape[1], new_mask)
         logits, keys, values = self.run(input_ids, position_ids, mask, logits_at, cache["k"], cache["v"])
-        return {"logits": logits, "cache": {"k": keys, "v": values}}
+        grown = {f"cache_k_{i}": key for i, key in enumerate(keys)}  # as capture names the inputs
+        return {"logits": logits, **grown, **{f"cache_v_{i}": value for i, value in enumerate(values)}}
 
     def run(
         self, tokens: Tensor, positions: Tensor, mask: Tensor, at: Tensor | None, keys: Sequence[Tensor],
         values: Sequence[Tensor],
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:  # fmt: skip
         """The model itself."""
-        hidden, keys, values = self.model.hidden(tokens, positions, mask, keys, values)  # type: ignore[operator]
-        return self.model.logits(hidden if at is None else hidden[:, at]), keys, values  # type: ignore[operator]
+        hidden, grown_keys, grown_values = self.model.hidden(tokens, positions, mask, keys, values)
+        return self.model.logits(hidden if at is None else hidden[:, at]), grown_keys, grown_values
 
 
 class HuggingFaceStep(Step):
@@ -116,9 +122,13 @@ class HuggingFaceStep(Step):
         held = DynamicCache()
         for layer, (key, value) in enumerate(zip(keys, values, strict=True)):
             held.update(key, value, layer)
+        if self.model.config._attn_implementation == "eager":  # which adds its mask
+            mask = torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, torch.finfo(torch.float32).min)
+        # its name in transformers 5.24 and before, and after
+        name = "cache" if "cache" in inspect.signature(self.model.forward).parameters else "past_key_values"
         answer = self.model(
-            input_ids=tokens, position_ids=positions, attention_mask=mask, past_key_values=held, use_cache=True,
-            logits_to_keep=0 if at is None else at,
+            input_ids=tokens, position_ids=positions, attention_mask=mask, use_cache=True,
+            logits_to_keep=0 if at is None else at, **{name: held},
         )  # fmt: skip
         return answer.logits, [one.keys for one in held.layers], [one.values for one in held.layers]
 
@@ -170,7 +180,7 @@ def layout_of(model: nn.Module) -> Layout:
 
 
 def step_of(model: nn.Module, depth: int) -> Step:
-    """The first ``depth`` layers of a model, then its last norm and head, as a step; the weights are the model's own."""
+    """The first ``depth`` layers of a model, then its last norm and head; the weights are the model's own."""
     if isinstance(model, StepModel):
         return Step(model, depth)
     layers = layout_of(model).layers
@@ -187,8 +197,8 @@ def _shallow(model: nn.Module, layers: int, depth: int) -> nn.Module:
         raise UnsupportedError(f"no list of {layers} layers was found in {type(model).__name__}")
     *parents, last = path.split(".")
     made = copy.copy(model)
-    made.config = copy.copy(model.config)  # type: ignore[assignment,arg-type]
-    made.config.num_hidden_layers = depth  # type: ignore[union-attr]
+    made.config = copy.copy(model.config)
+    made.config.num_hidden_layers = depth
     at = made
     at._modules = dict(at._modules)
     for name in parents:

@@ -127,6 +127,7 @@ def _command(job: Job) -> str:
     parts = ["penstock", "compile", "MODEL", "--target", given.target, "--recipe", given.recipe]
     parts += ["--engine", given.engine, "--max-loss", f"{given.max_loss:g}"]
     parts += ["--threads", str(given.threads)] if given.threads is not None else []
+    parts += ["--task", given.task, "--draft", str(given.draft)] if given.task else []
     parts += ["--allow-nonfinite"] if given.allow_nonfinite else []
     return shlex.join(parts)
 

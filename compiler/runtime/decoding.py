@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +18,32 @@ from compiler.runtime.sampling import Sampling, draw
 PREFILL, DECODE, DRAFT = "engine", "decode", "draft"
 _DRAFTING, _ACCEPTING, _REPAIRING = 1, 2, 3
 """Streams of random numbers beside 0, that of plain sampling."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drafting:
+    """How many tokens to draft at most, and the probability below which a draft ends."""
+
+    ahead: int
+    floor: float = 0.0
+
+
+FILLS = ("recompute", "copy")
+
+
+@dataclass(frozen=True, slots=True)
+class Exiting:
+    """When the first layers answer alone, and what the others keep of such a token.
+
+    Attributes:
+        threshold: least probability of the likeliest token; above 1: never.
+        fill: ``recompute``: the other layers run later, on all tokens they missed at once, with the next token that
+            needs them; from then on the cache is what it would be without exits. ``copy``: they get the keys and
+            values of the last layer that ran, and never see the token itself.
+    """
+
+    threshold: float
+    fill: str = "recompute"
 
 
 @dataclass
@@ -85,9 +111,9 @@ def decode_plainly(decoder: Decoder, rows: Sequence[Row], logits: Tensor, kv: Ke
 
 
 def decode_by_drafts(
-    decoder: Decoder, row: Row, logits: Tensor, kv: KeyValues, sampling: Sampling, ahead: int, floor: float
+    decoder: Decoder, row: Row, logits: Tensor, kv: KeyValues, sampling: Sampling, drafting: Drafting
 ) -> None:
-    """One row: the first layers draft up to ``ahead`` tokens, one run of all layers verifies them (LayerSkip, 2404.16710).
+    """One row: the first layers draft tokens, one run of all layers verifies them (LayerSkip, 2404.16710).
 
     A draft ends early at a token whose probability is below ``floor``: it would hardly stand. Greedy, the text is
     that of ``decode_plainly``; sampling, it has the same distribution (rejection, 2211.17192).
@@ -97,11 +123,11 @@ def decode_by_drafts(
         return
     while _room(decoder, row, kv, 0):
         # a verified run gives one token more than was drafted
-        most = min(ahead, row.left - 1, decoder.layout.context - 1 - int(kv.positions[0]))
-        drafted, laws = _draft(decoder, row, token, kv, sampling, most, floor)
+        most = min(drafting.ahead, row.left - 1, decoder.layout.context - 1 - int(kv.positions[0]))
+        drafted, laws = _draft(decoder, row, token, kv, sampling, replace(drafting, ahead=most))
         given = torch.tensor([[token, *drafted]])
         found, grown = decoder.step(PREFILL, given, kv, at=torch.arange(given.shape[1]))
-        accepted, token = _verify(row, drafted, laws, found[0], sampling)
+        accepted, token = verify_drafts(row, drafted, laws, found[0], sampling)
         kv = grown.crop(kv.slots + accepted + 1)
         for one in (*drafted[:accepted], token):
             if not row.take(one):
@@ -109,13 +135,13 @@ def decode_by_drafts(
 
 
 def _draft(
-    decoder: Decoder, row: Row, token: int, kv: KeyValues, sampling: Sampling, most: int, floor: float
+    decoder: Decoder, row: Row, token: int, kv: KeyValues, sampling: Sampling, drafting: Drafting
 ) -> tuple[list[int], list[Tensor]]:
     """Tokens that the first layers would write next, and (sampling) the law that each was drawn from."""
     shallow = kv.first(decoder.layout.draft)
     drafted: list[int] = []
     laws: list[Tensor] = []
-    while len(drafted) < most:
+    while len(drafted) < drafting.ahead:
         found, shallow = decoder.step(DRAFT, torch.tensor([[token]]), shallow)
         if sampling.greedy:
             token = int(found[0, 0].argmax())
@@ -123,12 +149,12 @@ def _draft(
             laws.append(sampling.probabilities(found[0, 0]))
             token = draw(laws[-1], float(sampling.uniforms(row.request, row.step + len(drafted), 1, _DRAFTING)[0]))
         drafted.append(token)
-        if floor and float(found[0, 0].softmax(-1)[token]) < floor:
+        if drafting.floor and float(found[0, 0].softmax(-1)[token]) < drafting.floor:
             break
     return drafted, laws
 
 
-def _verify(
+def verify_drafts(
     row: Row, drafted: Sequence[int], laws: Sequence[Tensor], logits: Tensor, sampling: Sampling
 ) -> tuple[int, int]:
     """How many drafted tokens stand, and the token after them; logits [drafted + 1, vocabulary]."""
@@ -147,24 +173,22 @@ def _verify(
 
 
 def decode_with_exits(
-    decoder: Decoder, row: Row, logits: Tensor, kv: KeyValues, sampling: Sampling, threshold: float
+    decoder: Decoder, row: Row, logits: Tensor, kv: KeyValues, sampling: Sampling, exiting: Exiting
 ) -> None:
-    """One row: a token whose first layers are sure enough (probability >= threshold) is written without the others.
-
-    The deeper layers get the keys and values they missed in one run with the next token that needs them
-    (``recompute``): from then on the cache is what it would be without exits.
-    """
-    pending: list[int] = []
-    shallow = kv.first(decoder.layout.draft)
+    """One row: a token whose first layers are sure enough is written without the others."""
     token = sampling.choose(logits[0], row.request, row.step)
+    shallow = kv.first(decoder.layout.draft)
+    pending: list[int] = []
     while row.take(token) and _room(decoder, row, shallow, 0):
         pending.append(token)
         found, shallow = decoder.step(DRAFT, torch.tensor([[token]]), shallow)
         answer = found[0, 0]
-        if float(answer.softmax(-1).max()) < threshold:
+        if float(answer.softmax(-1).max()) < exiting.threshold:
             given = torch.tensor([pending])
             found, kv = decoder.step(PREFILL, given, kv, at=torch.tensor([len(pending) - 1]))
-            answer, pending = found[0, 0], []
+            answer, pending, shallow = found[0, 0], [], kv.first(decoder.layout.draft)
+        elif exiting.fill == "copy":
+            kv, pending = kv.copied(shallow), []
         token = sampling.choose(answer, row.request, row.step)
 
 

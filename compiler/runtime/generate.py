@@ -5,19 +5,88 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, TypeAlias
 
 import torch
 
 from backends.base import Engine
 from compiler.artifact.generation import Generation
-from compiler.runtime.decoding import DRAFT, Decoder, decode_by_drafts, decode_plainly, decode_with_exits
+from compiler.runtime.decoding import (
+    DRAFT,
+    FILLS,
+    Decoder,
+    Drafting,
+    Exiting,
+    decode_by_drafts,
+    decode_plainly,
+    decode_with_exits,
+)
 from compiler.runtime.rows import Answer, Listener, Row, Tokens
 from compiler.runtime.sampling import Sampling
-from ir.errors import UsageError
+from ir.errors import UsageError, nearest
 
-Prompt = str | bytes | Sequence[int] | torch.Tensor
+Prompt: TypeAlias = "str | bytes | Sequence[int] | torch.Tensor"
 _MOST_AHEAD = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to write on; every field is an option of ``generate``.
+
+    Attributes:
+        temperature, top_k, top_p, seed: see ``Sampling``.
+        requests: a number per prompt that its random numbers hang on; 0, 1, ... when ``None``.
+        stop: sequences that end an answer, which does not hold them.
+        stream: called as ``stream(prompt number, tokens)`` as tokens come.
+        draft: verify so many drafted tokens at once; the answer stays what it is without. 0 or ``None``: no.
+        draft_floor: a draft ends early at a token of less probability.
+        exit_at: tokens that the first layers give at least this probability are written by them alone; above 1 none
+            is. ``None``: no exits.
+        fill: what the other layers keep of such tokens, see ``Exiting``.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    requests: Sequence[int] | None = None
+    stop: Sequence[str | bytes | Sequence[int]] = ()
+    stream: Listener | None = None
+    draft: int | None = None
+    draft_floor: float = 0.0
+    exit_at: float | None = None
+    fill: str = "recompute"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            UsageError: says which.
+        """
+        if self.draft is not None and not 0 <= self.draft <= _MOST_AHEAD:
+            raise UsageError(f"draft is {self.draft} tokens; it must be 0 (none) to {_MOST_AHEAD}")
+        if not 0 <= self.draft_floor <= 1:
+            raise UsageError(f"draft_floor is {self.draft_floor}; it is a probability, 0 to 1")
+        if self.exit_at is not None and not self.exit_at >= 0:
+            raise UsageError(f"exit_at is {self.exit_at}; it is a probability, or more than 1 for no exit")
+        if self.fill not in FILLS:
+            raise UsageError(f"fill is {self.fill!r}", hint=nearest(self.fill, list(FILLS)))
+        if self.draft and self.exit_at is not None:
+            raise UsageError("draft and exit_at do not go together")
+
+
+def read_options(given: Mapping[str, Any]) -> Options:
+    """Options by name.
+
+    Raises:
+        UsageError: there is none of that name, or one cannot be meant.
+    """
+    known = [field.name for field in fields(Options)]
+    for name in given:
+        if name not in known:
+            raise UsageError(f"generate has no option {name!r}", hint=nearest(name, known))
+    return Options(**given)
 
 
 class Generator:
@@ -28,66 +97,39 @@ class Generator:
         self.layout = layout
         self._dtype = dtype
 
-    def generate(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        max_new_tokens: int = 128,
-        *,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        requests: Sequence[int] | None = None,
-        stop: Sequence[str | bytes | Sequence[int]] = (),
-        stream: Listener | None = None,
-        draft: int | None = None,
-        draft_floor: float = 0.0,
-        exit_at: float | None = None,
-    ) -> list[Answer]:
+    def generate(self, prompts: Prompt | Sequence[Prompt], max_new_tokens: int = 128, **options: Any) -> list[Answer]:
         """Write on after each prompt.
 
         Args:
             prompts: one, or several: texts for a model of bytes, else token numbers.
             max_new_tokens: at most so many after each.
-            temperature, top_k, top_p, seed: see ``Sampling``.
-            requests: a number per prompt that its random numbers hang on; 0, 1, ... when ``None``.
-            stop: sequences that end an answer, which does not hold them.
-            stream: called as ``stream(prompt number, tokens)`` as tokens come.
-            draft: verify so many drafted tokens at once; the answer stays what it is without. 0 or ``None``: no.
-            draft_floor: a draft ends early at a token of less probability.
-            exit_at: tokens that the first layers give at least this probability are written by them alone; above 1
-                none is. ``None``: no exits.
+            **options: fields of ``Options``.
 
         Raises:
             UsageError: an argument cannot be meant; says which.
         """
         listed = self._prompts(prompts)
-        sampling = Sampling(temperature, top_k, top_p, seed)
-        self._check(max_new_tokens, draft, draft_floor, exit_at)
-        numbers = list(range(len(listed))) if requests is None else [*requests]
-        if len(numbers) != len(listed) or any(not 0 <= n < 1 << 64 for n in numbers):
-            raise UsageError(f"requests are {numbers!r}; there must be one number, 0 or more, for each prompt")
-        stops = [self._tokens(one, "stop sequence") for one in stop]
-        ends = frozenset(self.layout.ends)
-        rows = [Row(i, n, max_new_tokens, ends, stops, stream) for i, n in enumerate(numbers)]
+        chosen = read_options(options)
+        sampling = Sampling(chosen.temperature, chosen.top_k, chosen.top_p, chosen.seed)
+        rows = self._rows(len(listed), max_new_tokens, chosen)
+        self._check_draft(chosen)
         decoder = Decoder(self._engines, self.layout, self._dtype)
-        remarks = []
+        remarks: tuple[str, ...] = ()
         if max_new_tokens == 0:
             for row in rows:
                 row.end("length")
+            return [self._answer(row, decoder, remarks) for row in rows]
+        logits, kv = decoder.prefill(listed)
+        alone = len(rows) == 1
+        if not alone and (chosen.draft or chosen.exit_at is not None):
+            remarks = ("drafts and exits are for one prompt at a time: this batch was decoded plainly",)
+        if alone and chosen.draft:
+            decode_by_drafts(decoder, rows[0], logits, kv, sampling, Drafting(chosen.draft, chosen.draft_floor))
+        elif alone and chosen.exit_at is not None:
+            decode_with_exits(decoder, rows[0], logits, kv, sampling, Exiting(chosen.exit_at, chosen.fill))
         else:
-            logits, kv = decoder.prefill(listed)
-            alone = len(rows) == 1
-            if not alone and (draft or exit_at is not None):
-                remarks.append("drafts and exits are for one prompt at a time: this batch was decoded plainly")
-            if alone and draft:
-                decode_by_drafts(decoder, rows[0], logits, kv, sampling, draft, draft_floor)
-            elif alone and exit_at is not None:
-                decode_with_exits(decoder, rows[0], logits, kv, sampling, exit_at)
-            else:
-                decode_plainly(decoder, rows, logits, kv, sampling)
-        calls = dict(decoder.calls)
-        return [self._answer(row, calls, tuple(remarks)) for row in rows]
+            decode_plainly(decoder, rows, logits, kv, sampling)
+        return [self._answer(row, decoder, remarks) for row in rows]
 
     def stream(self, prompt: Prompt, max_new_tokens: int = 128, **options: Any) -> Iterator[Tokens]:
         """As ``generate`` for one prompt: yields its tokens as they come. Errors come out of the iterator."""
@@ -141,22 +183,22 @@ class Generator:
             raise UsageError(f"{what} holds the token {wrong[0]}; there are {self.layout.vocabulary}, from 0 on")
         return found
 
-    def _check(self, max_new_tokens: int, draft: int | None, floor: float, exit_at: float | None) -> None:
-        if max_new_tokens < 0:
-            raise UsageError(f"max_new_tokens is {max_new_tokens}; it must be 0 or more")
-        if draft is not None and not 0 <= draft <= _MOST_AHEAD:
-            raise UsageError(f"draft is {draft} tokens; it must be 0 (none) to {_MOST_AHEAD}")
-        if not 0 <= floor <= 1:
-            raise UsageError(f"draft_floor is {floor}; it is a probability, 0 to 1")
-        if exit_at is not None and not exit_at >= 0:
-            raise UsageError(f"exit_at is {exit_at}; it is a probability, or more than 1 for no exit")
-        if draft and exit_at is not None:
-            raise UsageError("draft and exit_at do not go together")
-        if (draft or exit_at is not None) and DRAFT not in self._engines:
+    def _rows(self, count: int, limit: int, options: Options) -> list[Row]:
+        if limit < 0:
+            raise UsageError(f"max_new_tokens is {limit}; it must be 0 or more")
+        numbers = list(range(count)) if options.requests is None else [*options.requests]
+        if len(numbers) != count or any(not 0 <= n < 1 << 64 for n in numbers):
+            raise UsageError(f"requests are {numbers!r}; there must be one number, 0 or more, for each prompt")
+        stops = [self._tokens(one, "stop sequence") for one in options.stop]
+        ends = frozenset(self.layout.ends)
+        return [Row(i, n, limit, ends, stops, options.stream) for i, n in enumerate(numbers)]
+
+    def _check_draft(self, options: Options) -> None:
+        if (options.draft or options.exit_at is not None) and DRAFT not in self._engines:
             raise UsageError(
                 "the artifact has no draft engine", hint="penstock compile MODEL --task generate --draft LAYERS"
             )
 
-    def _answer(self, row: Row, calls: dict[str, int], remarks: tuple[str, ...]) -> Answer:
+    def _answer(self, row: Row, decoder: Decoder, remarks: tuple[str, ...]) -> Answer:
         raw = bytes(row.tokens) if self.layout.text == "bytes" else None
-        return Answer(tuple(row.tokens), row.finish, calls, remarks, raw)
+        return Answer(tuple(row.tokens), row.finish, dict(decoder.calls), remarks, raw)

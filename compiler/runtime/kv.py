@@ -71,6 +71,15 @@ class KeyValues:
         kept = {name: tensors[name] for name in self.tensors}
         return KeyValues(kept, torch.cat((self.mask, mask), dim=1), self.positions + mask.sum(1))
 
+    def copied(self, shallow: KeyValues) -> KeyValues:
+        """With the tokens that only the first layers have seen; the others get what the last of those has."""
+        last = shallow.layers - 1
+        new = {}
+        for name in self.tensors:
+            kind, layer = name.rpartition("_")[0], int(name.rpartition("_")[2])
+            new[name] = shallow.tensors[f"{kind}_{min(layer, last)}"][:, :, self.slots :]
+        return self.append(new, shallow.mask[:, self.slots :])
+
     def select(self, rows: Tensor) -> KeyValues:
         """Some rows, int64 [kept], without the slots that are paddings in all of them."""
         mask = self.mask[rows]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import backends
-from backends.base import Backend, Engine
+from backends.base import Backend, BuildOptions, Engine
 from backends.segments import build_engine, load_engine
 from compiler.artifact import (
     AFTER,
@@ -230,7 +230,7 @@ def _load(path: Path, expect: str | None, threads: int | None, override: str | N
             engine = load_engine(artifact.folder, backend, threads)
             others = {stem: load_engine(artifact.folder, backend, threads, stem) for stem in stems}
         else:
-            engine, facts = _rebuilt(artifact, backend, threads)
+            engine, others, facts = _rebuilt(artifact, backend, threads, stems)
     except PenstockError:
         artifact.recheck()
         raise
@@ -257,18 +257,24 @@ def _check_runs_here(artifact: Artifact) -> None:
         )
 
 
-def _rebuilt(artifact: Artifact, backend: Backend, threads: int | None) -> tuple[Engine, Mapping[str, int | str]]:
-    """The engine of a payload that is made here and now, from a checked copy; it leaves no files.
+def _rebuilt(
+    artifact: Artifact, backend: Backend, threads: int | None, stems: Sequence[str]
+) -> tuple[Engine, dict[str, Engine], Mapping[str, int | str]]:
+    """The engine, and those of more payloads, made here and now from a checked copy; they leave no files.
 
-    Its facts come with it: some engines read them from those files.
+    Facts of the first come with it: some engines read them from those files.
     """
     with tempfile.TemporaryDirectory(prefix="penstock-") as scratch:
         folder = Path(scratch)
         copy_artifact(artifact.folder, folder, artifact.id)
         weights = load_weights(folder / backends.WEIGHTS_FILE)
-        build_engine(parse(artifact.read(AFTER).decode("utf-8", "replace"), weights), folder, backend)
-        engine = load_engine(folder, backend, threads)
-        return engine, dict(engine.facts())
+        made = {}
+        for stem in ("engine", *stems):
+            text = artifact.read(AFTER if stem == "engine" else f"{stem}.ir").decode("utf-8", "replace")
+            build_engine(parse(text, weights), folder, backend, BuildOptions(stem=stem))
+            made[stem] = load_engine(folder, backend, threads, stem)
+        engine = made.pop("engine")
+        return engine, made, dict(engine.facts())
 
 
 def _version(artifact: Artifact, backend: Backend) -> str:

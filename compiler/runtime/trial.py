@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import codecs
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def random_inputs(
             raise UsageError(f"{name}={size} is out of range: {name} is in {manifest.dims[name]}")
     chosen = {}
     for name, bounds in manifest.dims.items():
-        chosen[name] = sizes.get(name, usual_size(bounds, 16 if "seq" in name else 1))
+        chosen[name] = sizes.get(name, usual_size(bounds, 16 if "seq" in name or name == "new" else 1))
     generator = torch.Generator().manual_seed(seed)
     made = {}
     for port in manifest.inputs:
@@ -53,6 +54,43 @@ def random_inputs(
         else:  # zeros and ones are legal tokens, masks and positions of any model
             made[port.name] = torch.randint(0, 2, shape, generator=generator).to(dtype)
     return made
+
+
+def read_prompt(model: LoadedModel, prompt: str, options: Mapping[str, Any]) -> tuple[str | list[int], dict[str, Any]]:
+    """A prompt from the command line, text or token numbers, and the options that go with it.
+
+    Raises:
+        UsageError: the numbers are none; the artifact does not generate.
+    """
+    layout = model.manifest.generate
+    if layout is None:
+        raise UsageError(f"{model.manifest.name} does not generate", hint="penstock compile MODEL --task generate")
+    chosen = {"draft": layout.ahead or None, **options}
+    if layout.text:
+        return prompt, chosen
+    chosen["stop"] = [_numbers(stop, "--stop") for stop in options.get("stop", ())]
+    return _numbers(prompt, "the prompt"), chosen
+
+
+def _numbers(text: str, what: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise UsageError(f"{what} {text[:60]!r} is no list of token numbers", hint="write 1,2,3: there is no tokenizer")
+    return [int(part) for part in parts]
+
+
+def shown_tokens(model: LoadedModel) -> Callable[[Sequence[int]], str]:
+    """Shows tokens as they come: bytes as text, once a character is whole; a last call, of none, shows what is left."""
+    layout = model.manifest.generate
+    if layout is None or layout.text != "bytes":
+        return lambda tokens: "".join(f" {token}" for token in tokens)
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    return lambda tokens: _visible(decoder.decode(bytes(tokens), final=not tokens))
+
+
+def _visible(text: str) -> str:
+    """Without control codes, which could forge what a terminal shows."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 
 def usual_size(bounds: DimRange, wanted: int) -> int:
