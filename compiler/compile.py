@@ -20,7 +20,7 @@ from compiler.events import Listener, Phases, silent
 from compiler.generate.compile import compile_generate
 from compiler.job import Job, capture_model, optimise, refer
 from compiler.pipeline.pipeline import PassRecord, check_runs
-from compiler.pipeline.recipe import pipelines_for
+from compiler.pipeline.recipe import pipelines_for, with_exits
 from compiler.pipeline.recipe import recipe as read_recipe
 from compiler.publish import Row, artifact_name, failed_row, kept_row, made_row, publish, refused_row
 from compiler.report import build_report
@@ -110,7 +110,9 @@ def compile(
     spec = _spec(model, example_inputs, dynamic_shapes, calibration, metric, name)
     chosen = read_settings(settings)
     wanted = targets(chosen.target)
-    job = Job(spec, chosen, read_recipe(chosen.recipe), wanted[0], Phases(on_event))
+    made = read_recipe(chosen.recipe)
+    made = with_exits(made) if chosen.max_drop is not None else made
+    job = Job(spec, chosen, made, wanted[0], Phases(on_event))
     path = Path(output) if output is not None else Path(f"{artifact_name(spec)}.penstock")
     several = len(wanted) > 1 or chosen.engine == "all"
     _check(job, wanted, several)

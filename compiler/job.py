@@ -11,6 +11,8 @@ from compiler import artifact
 from compiler.capture.capture import capture
 from compiler.cost.cost import estimate
 from compiler.cost.targets import Target
+from compiler.depth.calibrate import Exits
+from compiler.depth.stage import calibrated, to_calibrate
 from compiler.events import Phases
 from compiler.pipeline.instruments import comparing, counting, dumping, pricing, timing, verifying
 from compiler.pipeline.pipeline import Instrument, PassRecord, Pipeline
@@ -37,6 +39,8 @@ class Job:
         graphs: the graph of each variant.
         predicted: speed-up that the cost model expects from the passes, per variant.
         seconds: predicted time of the kernels, per variant.
+        exits: of the variants whose rows leave early.
+        declined: why a variant was not made.
         twins: loss of each variant by its CPU twin, or why it has none; shared by all GPUs.
     """
 
@@ -50,6 +54,8 @@ class Job:
     graphs: Mapping[str, Graph] = field(default_factory=dict)
     predicted: Mapping[str, float] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
+    exits: Mapping[str, Exits] = field(default_factory=dict)
+    declined: Mapping[str, str] = field(default_factory=dict)
     twins: dict[str, Loss | PenstockError] = field(default_factory=dict)
 
     def seen_from(self, target: Target) -> Job:
@@ -110,19 +116,35 @@ def optimise(job: Job, before: Graph, targets: Sequence[Target]) -> None:
     watch += [*_dumps(job), timing]
     graphs: dict[str, Graph] = {}
     records: dict[str, list[PassRecord]] = {}
+    exits: dict[str, Exits] = {}
+    declined: dict[str, str] = {}
     with job.phases.phase("optimise", job.recipe.name) as say:
         base = copy_graph(before)
         given = Pipeline(*shared)
         common = given.run(base, watch, samples, rollback=True)
         for name, pipeline in wanted.items():
             graph = copy_graph(base)
-            rest = Pipeline(*pipeline.passes[len(shared) :], given=given.facts)
-            records[name] = common + rest.run(graph, watch, samples, rollback=True)
+            rest = pipeline.passes[len(shared) :]
+            done = list(common)
+            cut = to_calibrate(rest)
+            facts = given.facts
+            if cut is not None:
+                first = Pipeline(*rest[:cut], given=facts)
+                done += first.run(graph, watch, samples, rollback=True)
+                made = calibrated(job, graph, sizes, alone=len(wanted) == 1)
+                facts, rest = first.facts, (*((made.depth,) if made.depth else ()), *rest[cut + 1 :])
+                done += made.records
+                if made.exits is not None:
+                    exits[name] = made.exits
+                elif len(wanted) > 1:
+                    declined[name] = made.why
+                    continue
+            records[name] = done + Pipeline(*rest, given=facts).run(graph, watch, samples, rollback=True)
             if job.settings.check != "none":
                 verify(graph, Fact.WELL_FORMED, Fact.TYPED)
             graphs[name] = graph
         say(", ".join(f"{name}: {len(graph)} nodes" for name, graph in graphs.items()))
-    job.graphs, job.records = graphs, records
+    job.graphs, job.records, job.exits, job.declined = graphs, records, exits, declined
 
 
 def _cost(target: Target, sizes: Mapping[str, int]) -> Callable[[Graph], float]:
@@ -130,9 +152,9 @@ def _cost(target: Target, sizes: Mapping[str, int]) -> Callable[[Graph], float]:
 
 
 def _shared(pipelines: Sequence[Pipeline]) -> list[Pass]:
-    """The passes that all pipelines begin with."""
+    """The passes that all pipelines begin with, up to exits whose thresholds are to be found: those need a graph."""
     steps = zip(*(p.passes for p in pipelines), strict=False)
-    return [same[0] for same in takewhile(lambda step: len(set(step)) == 1, steps)]
+    return [same[0] for same in takewhile(lambda step: len(set(step)) == 1 and to_calibrate(step) is None, steps)]
 
 
 def _dumps(job: Job) -> list[Instrument]:

@@ -41,6 +41,14 @@ def read_graph(reference: str, trust_pickle: bool = False) -> Graph:
     return capture(load_spec(reference))
 
 
+def exits_of(reference: str) -> Mapping[str, Any] | None:
+    """Section ``depth`` of an artifact; ``None`` where there is none, or no artifact."""
+    path = Path(reference)
+    if path.suffix != ".penstock" and not path.is_dir():
+        return None
+    return open_artifact(path).manifest.depth
+
+
 def _with_weights(graph: Graph) -> Graph:
     """A copy with zeros for the weights that IR text does not hold; no memory is taken by what is never read."""
     made = copy_graph(graph)

@@ -28,6 +28,7 @@ class Settings:
         build_memory: bytes that one builder may hold; ``None``: no bound.
         threads: of the engine and of the baseline; ``None``: every core.
         max_loss: largest loss against the original (relative metric drop, or one minus the worst cosine).
+        max_drop: largest mean loss by rows that leave early, a share or a text such as ``0.5%``; ``None``: none do.
         check: ``none``, ``each`` (well-formed after each pass, types at the end), ``full``.
         seconds: to spend on timing each candidate.
         force: replace an artifact that is there.
@@ -45,6 +46,7 @@ class Settings:
     engine: str = "auto"
     threads: int | None = None
     max_loss: float = 0.01
+    max_drop: float | None = None
     check: str = "each"
     seconds: float = 2.0
     force: bool = False
@@ -70,8 +72,12 @@ def read_settings(given: Mapping[str, Any]) -> Settings:
         if key not in known:
             raise UsageError(f"compile has no setting {key!r}", hint=nearest(key, known))
     hints = typing.get_type_hints(Settings)
+    if isinstance(given.get("max_drop"), str):
+        given = {**given, "max_drop": share(given["max_drop"])}
     values = {key: _typed(key, value, hints[key]) for key, value in given.items()}
-    from_recipe = recipe(values.get("recipe", Settings.recipe)).settings
+    from_recipe = dict(recipe(values.get("recipe", Settings.recipe)).settings)
+    if isinstance(from_recipe.get("max_drop"), str):
+        from_recipe["max_drop"] = share(from_recipe["max_drop"])
     settings = Settings(**{**from_recipe, **values})
     if settings.check not in CHECKS:
         raise UsageError(f"check is {settings.check!r}", hint=nearest(settings.check, list(CHECKS)))
@@ -81,6 +87,8 @@ def read_settings(given: Mapping[str, Any]) -> Settings:
         raise UsageError("draft is for language models", hint="--task generate")
     if not 0 <= settings.max_loss <= 2:
         raise UsageError(f"max_loss is {settings.max_loss}, not between 0 and 2")
+    if settings.max_drop is not None and not 0 < settings.max_drop <= 1:
+        raise UsageError(f"max_drop is {settings.max_drop:g}, not above 0 and at most 1", hint="0.5% or 0.005")
     if settings.threads is not None and not 1 <= settings.threads <= 1024:
         raise UsageError(f"threads is {settings.threads}, not between 1 and 1024")
     if not 0 <= settings.seconds <= 3600:
@@ -90,6 +98,19 @@ def read_settings(given: Mapping[str, Any]) -> Settings:
     if settings.build_memory is not None and settings.build_memory < 1 << 20:
         raise UsageError(f"build_memory is {settings.build_memory} bytes; less than a megabyte builds nothing")
     return settings
+
+
+def share(text: str) -> float:
+    """A share from ``0.5%`` or ``0.005``.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    digits = text.strip()
+    try:
+        return float(digits[:-1]) / 100 if digits.endswith("%") else float(digits)
+    except ValueError:
+        raise UsageError(f"max_drop is {text!r}", hint="write 0.5% or 0.005") from None
 
 
 def _typed(name: str, value: Any, want: Any) -> Any:

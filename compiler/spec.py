@@ -31,6 +31,10 @@ class ModelSpec:
         dynamic_shapes: argument name -> axis -> ``Dim``.
         calibration: more inputs of the same form, for passes that measure.
         metric: quality of the model's answers, higher is better; ``None``: cosine to the original's outputs.
+        exit_samples: inputs by part (``fit``, ``threshold``, ``report``; no row in two) for early exits; by default the
+            rows of ``calibration`` are parted by their content.
+        row_quality: quality of each row of the outputs, ``row_quality(outputs, inputs) -> [rows]``, larger is better,
+            for early exits; ``None``: closeness to the full model.
         name: of the artifact; the class name of the model when empty.
     """
 
@@ -40,3 +44,5 @@ class ModelSpec:
     calibration: Sequence[Mapping[str, torch.Tensor]] = ()
     metric: Metric | None = None
     name: str = ""
+    exit_samples: Mapping[str, Sequence[Mapping[str, torch.Tensor]]] = field(default_factory=dict)
+    row_quality: Callable[[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]], torch.Tensor] | None = None

@@ -18,11 +18,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import penstock
 from backends import WEIGHTS_FILE, BuildOptions, backend
 from compiler.capture.capture import capture
 from compiler.pipeline.recipe import recipe
@@ -103,7 +105,111 @@ def curve(args: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-PARTS: Mapping[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {"curve": curve}
+# --- exits to a budget ---------------------------------------------------------------------------
+
+
+def budget(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """MiniLM and the classifier on inputs that no fit, threshold or choice has seen."""
+    rows = []
+    for model in ("minilm", "classifier"):
+        spec = import_module(f"examples.{model}").model()
+        with tempfile.TemporaryDirectory() as scratch:
+            engines: dict[str, Any] = {}
+            for name, recipe_, drop in (("full", "fp32+int8", None), ("exits", "exits+int8-exits", args.max_drop)):
+                made = penstock.compile(
+                    spec, output=Path(scratch) / f"{name}.penstock", recipe=recipe_, threads=args.threads, max_drop=drop
+                )
+                engines[name] = penstock.load(made.path, threads=args.threads)
+            told = engines["exits"].manifest.depth
+            rows += [_on_held_out(model, spec, engines, told, batch, args) for batch in (1, 8)]
+    return rows
+
+
+def _on_held_out(
+    model: str, spec: penstock.ModelSpec, engines: Mapping[str, Any], told: Any, batch: int, args: argparse.Namespace
+) -> dict[str, Any]:
+    """Time over all held-out inputs in turn, and the quality on them."""
+    given = _held_out(model, batch)
+    compiled = torch.compile(spec.model, dynamic=True)
+    calls: dict[str, Call] = {
+        "eager": lambda: [spec.model(**i) for i in given],
+        "torch.compile": lambda: [compiled(**i) for i in given],
+        "full": lambda: [engines["full"](**i) for i in given],
+        "exits": lambda: [engines["exits"](**i) for i in given],
+    }
+    with torch.no_grad():
+        times = in_turns(calls, args.seconds, 5)
+        assert spec.metric is not None
+        metric = {name: float(spec.metric(engine)) for name, engine in engines.items()}
+        metric["eager"] = float(spec.metric(spec.model))
+    layers = torch.cat([engines["exits"].trace(**i)[1][LAYERS] for i in given]).double() if told else torch.zeros(1)
+    row = {
+        "part": "budget", "model": model, "batch": batch, "max_drop": args.max_drop,
+        "ms": {name: round(ms / len(given), 3) for name, ms in times.items()},
+        "over_full": round(times["full"] / times["exits"], 3), "metric": metric,
+        "expected_layers": round(float(layers.mean()), 3), "engines": {n: e.facts()["engine"] for n, e in engines.items()},
+    }  # fmt: skip
+    print(f"budget {model:10} batch {batch}: {row['over_full']:.2f}x our full-depth engine, "
+          f"{times['eager'] / times['exits']:.2f}x eager, {row['expected_layers']} layers, {metric}")  # fmt: skip
+    return row
+
+
+def _held_out(model: str, batch: int) -> list[dict[str, torch.Tensor]]:
+    from examples.minilm import Encoder
+    from examples.sentences import split
+
+    texts = split().held_out[64:128]
+    return Encoder().batches(texts, batch)
+
+
+# --- tokens a second -----------------------------------------------------------------------------
+
+
+def generate(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """TinyLM writes on after held-out sources."""
+    from examples.tinylm import load_tinylm, model
+    from examples.tinylm_data import read_corpus, windows
+
+    prompts = [bytes(w[:64].tolist()) for w in windows(read_corpus().held_out, 256, 8)]
+    rows, network = [], load_tinylm()
+    with tempfile.TemporaryDirectory() as scratch:
+        made = penstock.compile(
+            model(), output=Path(scratch) / "lm.penstock", task="generate", draft=args.draft, threads=args.threads
+        )
+        engine = penstock.load(made.path, threads=args.threads)
+
+        def ours(draft: int | None) -> list[tuple[int, ...]]:
+            return [tuple(engine.generate(p, max_new_tokens=args.tokens, draft=draft)[0].tokens) for p in prompts]
+
+        plain = ours(None)
+        exact = [ours(k) == plain for k in args.ahead]
+        calls: dict[str, Call] = {"plain": lambda: ours(None)}
+        calls |= {f"draft {k}": lambda k=k: ours(k) for k in args.ahead}
+        calls["eager, no cache"] = lambda: _eager(network, prompts[0], args.tokens)
+        times = in_turns(calls, args.seconds, 3)
+    count = sum(map(len, plain))
+    for name, ms in times.items():
+        tokens = args.tokens if name.startswith("eager") else count
+        rows.append({"part": "generate", "way": name, "tokens_per_s": round(1e3 * tokens / ms, 1),
+                     "over_plain": round(times["plain"] / ms * tokens / count, 3),
+                     "exact": dict(zip((f"draft {k}" for k in args.ahead), exact, strict=True)).get(name)})  # fmt: skip
+        print(f"generate {rows[-1]}")
+    return rows
+
+
+@torch.no_grad()
+def _eager(network: Any, prompt: bytes, count: int) -> list[int]:
+    tokens = torch.tensor([list(prompt)])
+    for _ in range(count):
+        tokens = torch.cat((tokens, network(tokens)[:, -1:].argmax(-1)), 1)
+    return tokens[0].tolist()
+
+
+PARTS: Mapping[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {
+    "curve": curve,
+    "budget": budget,
+    "generate": generate,
+}
 
 
 def main(arguments: list[str]) -> int:
@@ -113,6 +219,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--engines", default="onnxruntime,openvino")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=8.0, help="of timing per row")
+    parser.add_argument("--max-drop", type=float, default=0.01, help="loss that exits may cost")
+    parser.add_argument("--draft", type=int, default=2, help="layers of the drafting engine")
+    parser.add_argument("--ahead", type=lambda text: [int(k) for k in text.split(",")], default=[2, 3, 4])
+    parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(arguments)
     torch.manual_seed(0)

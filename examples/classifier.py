@@ -24,6 +24,8 @@ FORMAT = "docstring classifier 1"
 LONGEST = 128
 """Tokens of a text; the rest is cut."""
 WIDTH = 384
+METRIC = 256
+"""Held-out texts of the metric."""
 
 
 class Classifier(nn.Module):
@@ -137,6 +139,23 @@ def model() -> penstock.ModelSpec:
         example_inputs=batches(encode, spread(fit, 4), 4)[0],
         dynamic_shapes={"input_ids": axes, "attention_mask": axes},
         calibration=batches(encode, by_length(spread(fit, 64)), 8),
-        metric=metric(head, texts, 256),
+        metric=metric(head, texts, METRIC),
         name="classifier",
+        exit_samples=exit_samples(encode, texts),
     )
+
+
+def exit_samples(encode: Encoder, texts: Sequence[Text], fit: int = 900) -> dict[str, list[dict[str, Tensor]]]:
+    """Inputs for early exits: maps from texts of the head's own fit part, thresholds from texts that it never saw.
+
+    The head is surer of what it was fitted on than it should be, so thresholds come from the validation part and from
+    held-out texts that the metric leaves alone; those of the metric are the report part.
+    """
+    held_out = [text for text in texts if text.part == "held_out"]
+    judged = set(spread(held_out, METRIC))
+    parts = {
+        "fit": spread([text for text in texts if text.part == "fit"], fit),
+        "threshold": [text for text in texts if text.part == "validation"] + [t for t in held_out if t not in judged],
+        "report": [text for text in held_out if text in judged],
+    }
+    return {name: batches(encode, by_length(part), 16) for name, part in parts.items()}

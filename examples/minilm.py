@@ -102,15 +102,23 @@ def model() -> penstock.ModelSpec:
     encode, sentences = Encoder(), split()
     network = sentence_embedding()
     axes = {0: penstock.Dim("batch", 1, 64), 1: penstock.Dim("seq", 2, LONGEST)}
-    by_length = sorted(sentences.calibration, key=lambda sentence: len(sentence.text))
     return penstock.ModelSpec(
         model=network,
         example_inputs=encode([sentence.text for sentence in sentences.calibration[:4]]),
         dynamic_shapes={"input_ids": axes, "attention_mask": axes},
-        calibration=encode.batches(by_length, 8),
+        calibration=encode.batches(_by_length(sentences.calibration), 8),
         metric=Agreement(network, encode.batches(sentences.held_out[:64], 8)),
         name="minilm",
+        exit_samples={
+            "fit": encode.batches(_by_length(sentences.train), 16),
+            "threshold": encode.batches(_by_length(sentences.held_out[64:]), 16),
+            "report": encode.batches(_by_length(sentences.held_out[:64]), 16),  # what the metric looks at
+        },
     )
+
+
+def _by_length(sentences: Sequence[Sentence]) -> list[Sentence]:
+    return sorted(sentences, key=lambda sentence: len(sentence.text))
 
 
 def sentence_embedding() -> SentenceEmbedding:

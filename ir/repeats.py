@@ -166,7 +166,7 @@ class _Search:
             return None
         if not any(self._weights.get(v) for v in shared) and not any(b.params for b in blocks):
             return None
-        uneven = "products of mixed precision" if any(w.mixed for w in walks) else ""
+        uneven = "their products differ in precision" if any(w.mixed for w in walks) else ""
         uneven = uneven or ("numbers that differ from block to block" if any(w.literals for w in walks) else "")
         return Repeats(tuple(blocks), tuple(shared), uneven)
 
@@ -211,6 +211,8 @@ class _Search:
     def _step(self, walk: _Walk, one: Value, two: Value) -> list[tuple[Value, Value]]:
         """Match a value of the later cone with one of the earlier; gives what they are made of."""
         if one is walk.start:
+            if one.type != two.type:
+                raise _Apart
             if walk.before is None:
                 walk.before = two
             if walk.before is not two:
@@ -231,41 +233,36 @@ class _Search:
             raise _Apart
         if one.type != two.type or first.regions or second.regions or first.op.effects:
             raise _Apart
-        walk.later.setdefault(first)
-        walk.earlier.setdefault(second)
         if first.op != second.op:
             return self._product(walk, first, second)
         if first.results.index(one) != second.results.index(two):
             raise _Apart
-        if len(first.args) != len(second.args) or first.kwargs.keys() != second.kwargs.keys():
-            raise _Apart
-        found: list[tuple[Value, Value]] = list(zip(first.results, second.results, strict=True))[1:]
-        found = [(a, b) for a, b in found if a is not one and a.uses and b.uses]
-        for a, b in zip(first.args, second.args, strict=True):
-            self._arguments(walk, a, b, found)
-        for name, a in first.kwargs.items():
-            self._arguments(walk, a, second.kwargs[name], found)
-        return found
+        return self._operands(walk, first, second)
 
     def _weight(self, walk: _Walk, one: Value, two: Value) -> list[tuple[Value, Value]]:
         """Two weights, or values computed of weights alone."""
         first, second = one.producer, two.producer
-        if first is None and second is None:
-            if one.type != two.type:
-                raise _Apart
+        if one.type == two.type and first is None and second is None:
             walk.params.append((one, two))
             return []
-        if one.type != two.type:
-            raise _Apart
-        if first is None or second is None or first.op != second.op or len(first.args) != len(second.args):
+        alike = first is not None and second is not None and first.op == second.op
+        if one.type != two.type or not alike:  # another precision: a scale per channel, say
             walk.mixed = True
             self._cone(walk, one, two)
             return []
+        assert first is not None and second is not None
+        return self._operands(walk, first, second)
+
+    def _operands(self, walk: _Walk, first: Node, second: Node) -> list[tuple[Value, Value]]:
+        if len(first.args) != len(second.args) or first.kwargs.keys() != second.kwargs.keys():
+            raise _Apart
         walk.later.setdefault(first)
         walk.earlier.setdefault(second)
         found: list[tuple[Value, Value]] = []
         for a, b in zip(first.args, second.args, strict=True):
             self._arguments(walk, a, b, found)
+        for name, a in first.kwargs.items():
+            self._arguments(walk, a, second.kwargs[name], found)
         return found
 
     def _product(self, walk: _Walk, first: Node, second: Node) -> list[tuple[Value, Value]]:
@@ -276,6 +273,8 @@ class _Search:
         if not all(self._weights[v] for n in (first, second) for v in n.operands[1:]):
             raise _Apart
         walk.mixed = True
+        walk.later.setdefault(first)
+        walk.earlier.setdefault(second)
         for a in first.operands[1:]:
             self._cone(walk, a, None)
         for b in second.operands[1:]:
@@ -291,17 +290,22 @@ class _Search:
                 nodes.setdefault(node)
                 left.extend(v.producer for v in node.operands if v.producer is not None)
 
-    @staticmethod
-    def _arguments(walk: _Walk, a: Arg, b: Arg, found: list[tuple[Value, Value]]) -> None:
+    def _arguments(self, walk: _Walk, a: Arg, b: Arg, found: list[tuple[Value, Value]]) -> None:
         if isinstance(a, Value) and isinstance(b, Value):
             found.append((a, b))
         elif isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
             for x, y in zip(a, b, strict=True):
-                _Search._arguments(walk, x, y, found)
+                self._arguments(walk, x, y, found)
         elif isinstance(a, (int, float)) and isinstance(b, (int, float)) and type(a) is type(b):
             walk.literals |= a != b
+        elif self._optional(a, b) or self._optional(b, a):  # a bias that one of them needs
+            walk.mixed = True
+            self._cone(walk, a if isinstance(a, Value) else None, b if isinstance(b, Value) else None)
         elif a != b or type(a) is not type(b):
             raise _Apart
+
+    def _optional(self, a: Arg, b: Arg) -> bool:
+        return a is None and isinstance(b, Value) and self._weights[b]
 
     # --- choosing -----------------------------------------------------------------------------
 

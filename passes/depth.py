@@ -2,6 +2,7 @@
 
     keep    block ... block  ->  fewer of them: ``layers=0:1:5``, or as many as ``speedup`` leaves (``order``)
     nested  block ... block  ->  the first ``layers`` blocks, the same tail (Sorted LLaMA, 2309.08968)
+    roll    block ... block  ->  one loop over stacked weights, the count a setting (``layers=N`` turns at first)
     exit    block ... block  ->  a chain of ``rows``: rows whose answer is sure leave (``at``, ``score``, ``tau``)
 
 Blocks are found by their structure (``ir.repeats``). With all blocks, a speed-up of 1 or infinite thresholds the graph
@@ -28,9 +29,10 @@ from passes.base import Pass, Remark, Samples, Tolerance
 from passes.depth_exits import THRESHOLDS, Maps, checked_exits, insert_exits
 from passes.depth_keep import ORDERS, balanced, drop_blocks, influence, kept_count
 from passes.depth_parts import Parts, take_apart
+from passes.depth_roll import roll_blocks
 from passes.depth_scores import SCORES
 
-MODES = ("keep", "nested", "exit")
+MODES = ("keep", "nested", "roll", "exit")
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Depth(Pass):
     """Leaves out blocks: for every input, or for those that need fewer."""
 
     name: ClassVar[str] = "depth"
-    summary: ClassVar[str] = "repeated blocks -> fewer (keep, nested), or rows that leave early (exit)"
+    summary: ClassVar[str] = "repeated blocks -> fewer (keep, nested), a loop (roll), or rows that leave early (exit)"
     tolerance: ClassVar[Tolerance] = Tolerance(cosine=-1.0)
     mode: str = "keep"
     speedup: float = 1.0
@@ -62,8 +64,8 @@ class Depth(Pass):
             raise ValueError(f"speedup is 1 or more, not {self.speedup:g}")
         if any(t != t for t in self.tau):
             raise ValueError("a threshold is NaN")
-        if self.mode == "nested" and (len(self.layers) > 1 or any(n < 1 for n in self.layers)):
-            raise ValueError("nested takes layers=N: how many blocks to keep, 1 or more")
+        if self.mode in ("nested", "roll") and (len(self.layers) > 1 or any(n < 1 for n in self.layers)):
+            raise ValueError(f"{self.mode} takes layers=N: how many blocks run, 1 or more")
 
     def run(self, graph: Graph, samples: Samples = ()) -> list[Remark]:
         """See the module.
@@ -76,6 +78,8 @@ class Depth(Pass):
             return [Remark("graph", False, parts)]
         if self.mode == "exit":
             return self._exits(graph, parts)
+        if self.mode == "roll":
+            return self._roll(graph, parts)
         return self._fewer(graph, parts, samples)
 
     def _fewer(self, graph: Graph, parts: Parts, samples: Samples) -> list[Remark]:
@@ -99,6 +103,14 @@ class Depth(Pass):
         if not samples:
             return Remark(_place(parts), False, "the influence of a block is measured on samples, and there are none")
         return influence(graph, parts.depth, kept_count(parts.depth, self.speedup), samples)
+
+    def _roll(self, graph: Graph, parts: Parts) -> list[Remark]:
+        place, count = _place(parts), self.layers[0] if self.layers else parts.depth
+        try:
+            roll_blocks(graph, parts, count)
+        except UnsupportedError as error:
+            return [Remark(place, False, error.what)]
+        return [Remark(place, True, f"{parts.depth} blocks are one loop of {count} turns")]
 
     def _exits(self, graph: Graph, parts: Parts) -> list[Remark]:
         if THRESHOLDS in dict(graph.arguments("state")):

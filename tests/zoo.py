@@ -90,35 +90,37 @@ def _language(name: str, model: nn.Module) -> ModelSpec:
     return _spec(name, OnlyLogits(model), _text, _TEXT_SIZES, _TEXT_DIMS)
 
 
-def bert() -> ModelSpec:
+def bert(layers: int = 2) -> ModelSpec:
     import transformers as t
 
     config = t.BertConfig(
-        vocab_size=_VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        vocab_size=_VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=4,
         max_position_embeddings=64,
     )  # fmt: skip
     return _spec("bert", _built(t.AutoModel, config), _text, _TEXT_SIZES, _TEXT_DIMS)
 
 
-def gpt2() -> ModelSpec:
+def gpt2(layers: int = 1) -> ModelSpec:
     import transformers as t
 
     config = t.GPT2Config(
-        vocab_size=_VOCABULARY, n_embd=32, n_layer=1, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=1
+        vocab_size=_VOCABULARY, n_embd=32, n_layer=layers, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=1
     )
     return _language("gpt2", _built(t.AutoModelForCausalLM, config))
 
 
-def llama() -> ModelSpec:
-    return _language("llama", _causal("Llama", num_hidden_layers=2))
+def llama(layers: int = 2) -> ModelSpec:
+    return _language("llama", _causal("Llama", num_hidden_layers=layers))
 
 
-def qwen3() -> ModelSpec:
-    return _language("qwen3", _causal("Qwen3"))
+def qwen3(layers: int = 1) -> ModelSpec:
+    return _language("qwen3", _causal("Qwen3", num_hidden_layers=layers))
 
 
-def mixtral() -> ModelSpec:
-    return _language("mixtral", _causal("Mixtral", num_local_experts=4, num_experts_per_tok=2))
+def mixtral(layers: int = 1) -> ModelSpec:
+    return _language(
+        "mixtral", _causal("Mixtral", num_hidden_layers=layers, num_local_experts=4, num_experts_per_tok=2)
+    )
 
 
 def qwen3_moe() -> ModelSpec:
@@ -126,11 +128,16 @@ def qwen3_moe() -> ModelSpec:
     return _language("qwen3_moe", model)
 
 
-def vit() -> ModelSpec:
+def vit(layers: int = 1) -> ModelSpec:
     import transformers as t
 
     config = t.ViTConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, image_size=16, patch_size=4
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        image_size=16,
+        patch_size=4,
     )
 
     def images(batch: int) -> Inputs:
@@ -139,11 +146,11 @@ def vit() -> ModelSpec:
     return _spec("vit", _built(t.AutoModel, config), images, ((2,), (3,), (1,)), {"pixel_values": {0: BATCH}})
 
 
-def whisper_encoder() -> ModelSpec:
+def whisper_encoder(layers: int = 1) -> ModelSpec:
     import transformers as t
 
     config = t.WhisperConfig(
-        d_model=32, encoder_layers=1, encoder_attention_heads=4, encoder_ffn_dim=48, decoder_layers=1,
+        d_model=32, encoder_layers=layers, encoder_attention_heads=4, encoder_ffn_dim=48, decoder_layers=1,
         decoder_attention_heads=4, decoder_ffn_dim=48, num_mel_bins=8, max_source_positions=12, vocab_size=_VOCABULARY,
         pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
     )  # fmt: skip
@@ -155,11 +162,11 @@ def whisper_encoder() -> ModelSpec:
     return _spec("whisper_encoder", model, sound, ((2,), (3,), (1,)), {"input_features": {0: BATCH}})
 
 
-def t5_encoder() -> ModelSpec:
+def t5_encoder(layers: int = 1) -> ModelSpec:
     import transformers as t
 
     config = t.T5Config(
-        vocab_size=_VOCABULARY, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4,
+        vocab_size=_VOCABULARY, d_model=32, d_kv=8, d_ff=48, num_layers=layers, num_heads=4,
         relative_attention_num_buckets=8, relative_attention_max_distance=16,
     )  # fmt: skip
     torch.manual_seed(0)
@@ -167,12 +174,12 @@ def t5_encoder() -> ModelSpec:
     return _spec("t5_encoder", model, _text, _TEXT_SIZES, _TEXT_DIMS)
 
 
-def mamba() -> ModelSpec:
+def mamba(layers: int = 1) -> ModelSpec:
     """Its scan is a Python loop over time: ``seq`` stays as traced."""
     import transformers as t
 
     config = t.MambaConfig(
-        vocab_size=_VOCABULARY, hidden_size=16, state_size=4, num_hidden_layers=1, conv_kernel=4, time_step_rank=4
+        vocab_size=_VOCABULARY, hidden_size=16, state_size=4, num_hidden_layers=layers, conv_kernel=4, time_step_rank=4
     )
 
     class OnlyTokens(nn.Module):

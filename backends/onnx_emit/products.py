@@ -28,7 +28,7 @@ def linear(s: Scope, node: Node, x: Value, weight: Value, bias: Arg = None) -> s
 
 
 def _gemm(s: Scope, x: Value, weight: Value, bias: Arg) -> str:
-    """In a branch or loop: ONNX Runtime folds no transpose there and would run it at each call, but packs this weight."""
+    """In a branch or loop, where ONNX Runtime folds no transpose of a weight and would run it at each call."""
     added = s.tensor(bias, torch.float32) if bias is not None else None
     if x.tensor.rank == 2:
         return s.op("Gemm", s[x], s[weight], added, transB=1)

@@ -162,7 +162,7 @@ def _gather(trt: Any, layer: Any, inputs: Sequence[Tensor]) -> Tensor:
         return x.gather(axis, places)
     if mode == "ND":
         return x[tuple(places.unbind(-1))]
-    return x.index_select(axis, places.reshape(-1)).reshape(*x.shape[:axis], *places.shape, *x.shape[axis + 1 :])
+    return x.index_select(axis, places.reshape(-1)).reshape((*x.shape[:axis], *places.shape, *x.shape[axis + 1 :]))
 
 
 def _scatter(trt: Any, layer: Any, inputs: Sequence[Tensor]) -> Tensor:

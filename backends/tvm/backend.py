@@ -19,6 +19,7 @@ class Tvm(Backend):
     """Builds ``STEM.so`` in a child process and runs it with TVM's virtual machine."""
 
     name = "tvm"
+    rows = "bucketed"
     install = 'pip install "penstock[tvm]"'
     patient = True
     deviations = MappingProxyType({"nan": "gelu and the mean of var_mean may be infinite where torch gives NaN"})

@@ -39,7 +39,7 @@ class Port:
     """One tensor that goes in or comes out.
 
     Attributes:
-        kind: ``input`` or ``state`` on the way in, ``output`` or ``state`` on the way out.
+        kind: ``input`` or ``state`` on the way in, ``output``, ``state`` or ``trace`` on the way out.
         name: as the user named it.
         dtype: a name of ``ir.types.DTYPES``; an output may be ``none`` (the model returns None there).
         shape: each dim as ``ir.show_dim`` writes it.
@@ -102,6 +102,7 @@ class Manifest:
         requires: what the payload needs there, by name (``tensorrt_rtx: 1.7.1.116``).
         state: ``built``, or ``kit``.
         flow: what is known about each branch and loop, see ``backends.FlowProof``.
+        depth: of a model whose rows leave early (``compiler.depth.section``); ``None``: all run every block.
         generate: of a language model with a cache; ``None``: the artifact only maps inputs to outputs.
         created: UTC.
         penstock: version that wrote it.
@@ -125,14 +126,21 @@ class Manifest:
     state: str = "built"
     flow: tuple[Record, ...] = ()
     generate: Generation | None = None
+    depth: Record | None = None
     created: str = field(default_factory=lambda: now())
     penstock: str = field(default_factory=lambda: penstock_version())
     schema: int = SCHEMA
 
     @property
     def states(self) -> tuple[Port, ...]:
-        """The inputs that are carried from call to call."""
+        """The inputs that are carried from call to call, and the settings."""
         return tuple(port for port in self.inputs if port.kind == "state")
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """Names of the states that no output renews: what a call does not name stays as it was compiled."""
+        renewed = {port.name for port in self.outputs if port.kind == "state"}
+        return tuple(port.name for port in self.states if port.name not in renewed)
 
     def text(self) -> str:
         """Content of ``manifest.json``.
@@ -170,6 +178,7 @@ class Manifest:
             "passes": [dict(record) for record in self.passes],
             "measurements": dict(self.measurements),
             "made_from": dict(self.made_from),
+            **({"depth": dict(self.depth)} if self.depth is not None else {}),
             **({"generate": self.generate.plain()} if self.generate is not None else {}),
             "files": {name: {"sha256": fact.sha256, "bytes": fact.bytes} for name, fact in self.files.items()},
         }

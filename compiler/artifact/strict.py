@@ -79,11 +79,12 @@ def read_manifest(text: str | bytes) -> Manifest:
         flow=tuple(root.each("flow", _record)),
         dims=dims,
         inputs=_ports(root, "inputs", ("input", "state"), dims),
-        outputs=_ports(root, "outputs", ("output", "state"), None),
+        outputs=_ports(root, "outputs", ("output", "state", "trace"), None),
         passes=tuple(root.each("passes", _record)),
         measurements=root.take("measurements", dict),
         made_from=root.mapping("made_from", _line),
         generate=_generation(root),
+        depth=root.take("depth", dict) if "depth" in root.raw else None,
         files=root.mapping("files", read_file_fact, check_file_name, MAX_FILES),
     )
     root.done()
@@ -312,7 +313,7 @@ def read_file_fact(raw: object, at: str) -> FileFact:
     return fact
 
 
-def _ports(root: JsonObject, key: str, kinds: tuple[str, str], dims: dict[str, DimRange] | None) -> tuple[Port, ...]:
+def _ports(root: JsonObject, key: str, kinds: tuple[str, ...], dims: dict[str, DimRange] | None) -> tuple[Port, ...]:
     """Ports of one direction; of the inputs, every symbol must be declared in ``dims``."""
 
     def read(raw: object, at: str) -> Port:

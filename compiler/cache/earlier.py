@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from compiler.capture.inputs import flatten_inputs
 from compiler.events import Phases
 from compiler.pipeline.recipe import Recipe
 from compiler.settings import Settings
-from compiler.spec import Metric, ModelSpec
+from compiler.spec import ModelSpec
 from ir import Graph, show
 from ir.errors import PenstockError
 
@@ -35,6 +35,8 @@ class Earlier:
 def components(spec: ModelSpec, graph: Graph, recipe: Recipe, settings: Settings) -> Components:
     """All that decides what a compile gives."""
     asked = f"max_loss={settings.max_loss} nonfinite={settings.allow_nonfinite} metric={_source(spec.metric)}"
+    asked += f" max_drop={settings.max_drop} rows={_source(spec.row_quality)}" if settings.max_drop else ""
+    parts = [s for part in spec.exit_samples.values() for s in part] if settings.max_drop else []
     return Components(
         ir=digest_text(show(graph)),
         weights=digest_tensors(graph.weights, graph.initial),
@@ -45,7 +47,7 @@ def components(spec: ModelSpec, graph: Graph, recipe: Recipe, settings: Settings
                                  or settings.engine == "auto"),
         threads=str(settings.threads or ""),
         penstock=f"{penstock_version()} {_own_source()}",
-        calibration=digest_samples([flatten_inputs(s) for s in (spec.example_inputs, *spec.calibration)]),
+        calibration=digest_samples([flatten_inputs(s) for s in (spec.example_inputs, *spec.calibration, *parts)]),
     )  # fmt: skip
 
 
@@ -56,7 +58,7 @@ def _own_source() -> str:
     return digest_text("".join(digest_text(f.read_text(encoding="utf-8")) for f in files))[:16]
 
 
-def _source(metric: Metric | None) -> str:
+def _source(metric: Callable[..., Any] | None) -> str:
     """Digest of the file that defines a metric: another metric may choose another engine.
 
     One that has no file (typed in, or built) is equal to no other: such a compile is never taken from the cache.

@@ -21,6 +21,7 @@ from compiler.cli.options import BUILD_SECONDS, BYTES, SECONDS, THREADS, common,
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Artifact directory.  [NAME.penstock]")
 @click.option("--threads", type=THREADS, help="Threads of the engine and of the baseline.  [every core]")
 @click.option("--max-loss", type=click.FloatRange(0, 2), help="Largest loss of quality against the original.  [0.01]")
+@click.option("--max-drop", metavar="SHARE", help="Let easy rows leave early, for a mean loss such as 0.5%.  [none do]")
 @click.option("--check", help="none, each, full: how closely passes are watched.  [each]")
 @click.option("--seconds", type=SECONDS, help="To spend on timing each candidate.  [2]")
 @click.option("--build-timeout", type=BUILD_SECONDS, help="Seconds that one builder may take.  [1800]")

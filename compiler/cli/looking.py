@@ -60,7 +60,7 @@ def inspect(model: str, as_ir: bool, ops: bool, trust_pickle: bool, as_json: boo
 
     MODEL is a FILE.py[:factory], a package.module:factory, an artifact, or an .ir file.
     """
-    from compiler.look import describe, read_graph
+    from compiler.look import describe, exits_of, read_graph
     from ir import show
 
     with models_speak_aside():
@@ -72,6 +72,8 @@ def inspect(model: str, as_ir: bool, ops: bool, trust_pickle: bool, as_json: boo
             click.echo(show(graph), nl=False)
         return
     told = describe(graph)
+    depth = exits_of(model)
+    told |= {"depth": dict(depth)} if depth else {}
     if as_json:
         emit_json(told)
         return
@@ -81,6 +83,11 @@ def inspect(model: str, as_ir: bool, ops: bool, trust_pickle: bool, as_json: boo
             click.echo(f"  {kind[:-1]:<7} {port['name']:<28} {port['type']}")
     for name, bounds in told["dims"].items():
         click.echo(f"  dim     {name:<28} {bounds}")
+    if depth:
+        from compiler.report.terminal import adaptive_lines
+
+        for line in adaptive_lines(depth):
+            click.echo(f"  {line}")
     shown = list(told["operators"].items())[: None if ops else 12]
     click.echo("  operators " + ", ".join(f"{name} {count}" for name, count in shown))
     if len(told["operators"]) > len(shown):

@@ -25,11 +25,15 @@ _MARK = "match-rows, mark-fusion"  # last: other passes see weights as such only
 _TIDY = f"merge-common-nodes, drop-dead-nodes, {_MARK}"
 _HALF = f"{CLEAN}, cast-compute{{dtype=f16}}, merge-common-nodes"  # merged: what reads one activation shares its scale
 
+_EXITS = "depth{mode=exit}"  # after all that moves numbers: thresholds are found on the graph that will run
+
 PRESETS: Mapping[str, str] = {
     "fp32": f"{CLEAN}, {_MARK}",
     "bf16": f"{CLEAN}, cast-compute, {_TIDY}",
     "int8": f"{CLEAN}, quantize, {_TIDY}",
     "int8-attention": f"{CLEAN}, quantize, quantize-attention, {_TIDY}",
+    "exits": f"{CLEAN}, {_EXITS}, {_TIDY}",
+    "int8-exits": f"{CLEAN}, quantize, merge-common-nodes, {_EXITS}, {_TIDY}",
     "fp16": f"{_HALF}, {_TIDY}",
     "int8-symmetric": f"{_HALF}, quantize{{symmetric=true}}, {_TIDY}",
     "int8-weights": f"{_HALF}, quantize-weights, {_TIDY}",
@@ -39,6 +43,8 @@ PRESETS: Mapping[str, str] = {
 }
 AUTO = ("fp32", "bf16", "int8", "int8-attention")
 """What ``auto`` tries on a processor, each measured on its own; the fastest within the loss bound stays."""
+AUTO_EXITS = ("exits", "int8-exits")
+"""What it tries as well where a loss by exits is allowed (``max_drop``)."""
 
 _GPU_AUTO = (
     ("fp16", "fp16"),
@@ -67,6 +73,7 @@ _KEYS: Mapping[str, tuple[type, ...]] = {
     "engine": (str,),
     "threads": (int,),
     "max_loss": (int, float),
+    "max_drop": (int, float, str),
     "check": (str,),
     "seconds": (int, float),
 }
@@ -109,6 +116,13 @@ def variants_for(made: Recipe, target: Target) -> Mapping[str, str]:
 def pipelines_for(made: Recipe, target: Target) -> dict[str, Pipeline]:
     """A checked pipeline per variant that is worth trying on a target."""
     return {name: Pipeline(*parse_passes(text, PASSES)) for name, text in variants_for(made, target).items()}
+
+
+def with_exits(made: Recipe) -> Recipe:
+    """``auto`` with the variants whose rows leave early; other recipes as they are."""
+    if made.name != "auto":
+        return made
+    return Recipe(made.name, {**made.passes, **{name: PRESETS[name] for name in AUTO_EXITS}}, made.settings)
 
 
 def recipe(reference: str) -> Recipe:

@@ -52,6 +52,7 @@ def build_report(
         "chosen": chosen_row(job, winner) if winner else {},
         "chosen_variant": variant,
         "candidates": [candidate_row(job, c, candidates, winner) for c in candidates],
+        "depth": dict(job.exits[variant].section) if variant in job.exits else {},
         "flow": [asdict(proof) for proof in winner.flow] if winner else [],
         "variants": {v: variant_row(job, v) for v in job.records},
         **_prices(job, graph, before, variant, sizes),

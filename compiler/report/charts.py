@@ -85,6 +85,37 @@ def _longest(values: Iterable[float | None]) -> float:
     return max((v for v in values if v), default=1.0)
 
 
+# --- exits ------------------------------------------------------------------------------------------
+
+
+def adaptive(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Where held-out rows leave, and mean loss against mean depth; empty when no row can leave early."""
+    told = report.get("depth")  # an older report has none
+    if not told:
+        return {}
+    layers = [*told["exits"], told["blocks"]]
+    rows = [{"layer": layer, "rows": count} for layer, count in zip(layers, told["histogram"], strict=True)]
+    total = sum(told["histogram"]) or 1
+    most = _longest([point["loss"] for point in told["curve"]] + [told["budget"]])
+
+    def at(depth: float, loss: float) -> tuple[float, float]:
+        x = _LEFT + (_RIGHT - _LEFT) * depth / told["blocks"]
+        return round(x, 1), round(_BOTTOM - (_BOTTOM - _TOP) * max(loss, 0.0) / most, 1)
+
+    points = [at(point["depth"], point["loss"]) for point in told["curve"]]
+    return {
+        **told,
+        "rows": [{**row, "share": row["rows"] / total, "w": row["rows"] / total * SPAN} for row in rows],
+        "line": " ".join(f"{x},{y}" for x, y in points),
+        "points": points,
+        "chosen": at(told["expected"], told["loss"]),
+        "budget_y": at(0, told["budget"])[1],
+        "ticks": [(n, at(n, 0)[0]) for n in range(0, told["blocks"] + 1, max(1, told["blocks"] // 8))],
+        "most": most,
+        "frame": {"left": _LEFT, "right": _RIGHT, "top": _TOP, "bottom": _BOTTOM},
+    }
+
+
 # --- roofline ------------------------------------------------------------------------------------
 
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56.0, 700.0, 28.0, 320.0

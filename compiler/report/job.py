@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from compiler.cost.targets import Target
+    from compiler.depth.calibrate import Exits
     from compiler.events import Phases
     from compiler.pipeline.pipeline import PassRecord
     from compiler.pipeline.recipe import Recipe
@@ -37,3 +38,5 @@ class Job(Protocol):
     def graphs(self) -> Mapping[str, Graph]: ...  # noqa: D102
     @property
     def predicted(self) -> Mapping[str, float]: ...  # noqa: D102
+    @property
+    def exits(self) -> Mapping[str, Exits]: ...  # noqa: D102

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from compiler.depth.judge import bound_for
 from compiler.report.job import Job
 from compiler.report.pass_rows import costs_of
 from compiler.report.plain import show_times
@@ -85,7 +86,7 @@ def _noise(made: Candidate) -> str:
 
 
 def _within(job: Job, made: Candidate) -> bool:
-    return made.loss is not None and made.loss.loss <= job.settings.max_loss
+    return made.loss is not None and made.loss.loss <= bound_for(job.settings.max_loss, job.exits.get(made.variant))
 
 
 def _speedup(job: Job, made: Candidate) -> float | None:

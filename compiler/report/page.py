@@ -102,6 +102,7 @@ def _view(report: Mapping[str, Any]) -> dict[str, Any]:
         "candidates": charts.candidate_bars(report),
         "flow": report.get("flow", [])[:_MOST_ROWS],  # an older report has none
         "lowerings": [c for c in report["candidates"] if c.get("lowering")],
+        "adaptive": charts.adaptive(report),
         "roofline": charts.roofline(report),
         "structure": charts.shares(report["structure"][:_MOST_ROWS], "seconds"),
         "kernels": charts.shares(report["nodes"][:_MOST_ROWS], "seconds"),

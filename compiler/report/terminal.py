@@ -25,7 +25,7 @@ def render(report: Mapping[str, Any], console: Console, width: int = WIDTH) -> N
         width: most columns, however wide the console is.
     """
     width = min(width, console.width)
-    for part in (*_passes(report), *_candidates(report), *_flow(report), *_verdict(report)):
+    for part in (*_passes(report), *_candidates(report), *_adaptive(report), *_flow(report), *_verdict(report)):
         console.print(part, width=width, highlight=False)
 
 
@@ -129,6 +129,33 @@ def _candidates(report: Mapping[str, Any]) -> list[Any]:
 
 def _milliseconds(ms: float | None) -> str:
     return show_seconds(None if ms is None else ms / 1e3)
+
+
+# --- exits ---------------------------------------------------------------------------------------
+
+
+def adaptive_lines(told: Mapping[str, Any]) -> list[str]:
+    """What a section ``depth`` says, in a few lines."""
+    total = sum(told["histogram"]) or 1
+    layers = [*told["exits"], told["blocks"]]
+    leave = ", ".join(f"{layer}: {n / total:.0%}" for layer, n in zip(layers, told["histogram"], strict=True))
+    thresholds = ", ".join(f"{e}: {_threshold(t)}" for e, t in zip(told["exits"], told["default"], strict=True))
+    return [
+        f"rows leave early by {told['criterion']}: {told['expected']:.2f} of {told['blocks']} blocks expected, "
+        f"p95 {told['p95']:g}; held-out loss {show_small(told['loss'])} of {show_small(told['budget'])} allowed "
+        f"({told['metric']})",
+        f"rows that leave after block {leave}",
+        f"thresholds after block {thresholds} (effort {told['default_effort']:.2f})",
+    ]
+
+
+def _threshold(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.4g}"
+
+
+def _adaptive(report: Mapping[str, Any]) -> list[Any]:
+    told = report.get("depth")  # an older report has none
+    return [*(text_of(line) for line in adaptive_lines(told)), ""] if told else []
 
 
 # --- control flow --------------------------------------------------------------------------------

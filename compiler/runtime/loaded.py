@@ -25,6 +25,7 @@ from compiler.artifact import (
     open_artifact,
     open_bundle,
 )
+from compiler.runtime.depth import Effort
 from compiler.runtime.device import check_device, fitting_member, gpus
 from compiler.runtime.generate import Generator
 from compiler.runtime.rows import Answer
@@ -42,7 +43,8 @@ class LoadedModel:
 
     Inputs are torch tensors on the CPU (numpy arrays are taken too), by name or in the order of the
     manifest. States are passed and returned explicitly: in as ``NAME`` or ``state:NAME``, out as
-    ``state:NAME``.
+    ``state:NAME``. A setting (a state that is never renewed, such as ``depth.thresholds``) may be left out. Traces
+    are no part of the answer: ``trace`` gives both.
 
     Threads may share one: inputs are checked side by side, the engine runs one call at a time. For
     parallel runs load the artifact once per worker, with few ``threads`` each.
@@ -65,7 +67,11 @@ class LoadedModel:
         self._threads, self._version = threads, version
         self._lock = threading.Lock()
         self._initial = artifact.initial_states()
-        self._signature = Signature(artifact.manifest)
+        settings = {name: self._initial[name] for name in artifact.manifest.settings if name in self._initial}
+        self._signature = Signature(artifact.manifest, settings)
+        self._takes_effort = any(port.name == "effort" for port in artifact.manifest.inputs)
+        self._effort = Effort(artifact.manifest)
+        self._traces = tuple(port.name for port in artifact.manifest.outputs if port.kind == "trace")
         self._bind = self._signature.bind
         layout = artifact.manifest.generate
         dtypes = {port.name: DTYPES[port.dtype] for port in artifact.manifest.inputs}
@@ -88,13 +94,18 @@ class LoadedModel:
 
         Raises:
             InputError: an input is missing, unknown, or not what the manifest says; names it.
-            UsageError: the model was closed.
+            UsageError: the model was closed, the effort is not between 0 and 1, or rows cannot leave early.
         """
-        inputs = self._bind(args, kwargs)
-        with self._lock:
-            if self._engine is None:
-                raise UsageError(f"the model {self.manifest.name!r} was closed")
-            return self._engine(inputs)
+        return self.trace(*args, **kwargs)[0] if self._traces else self._run(args, kwargs)
+
+    def trace(self, *args: Any, **kwargs: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """Run once, and say how: the answer, and the traces by name (``depth.layers``, int64 per row).
+
+        Raises:
+            InputError, UsageError: as of a call.
+        """
+        answer = self._run(args, kwargs)
+        return answer, {name: answer.pop(f"trace:{name}") for name in self._traces}
 
     def generate(self, prompts: Any, max_new_tokens: int = 128, **options: Any) -> list[Answer]:
         """Write on after each prompt; see ``compiler.runtime.generate.Generator.generate`` for the options.
@@ -116,6 +127,15 @@ class LoadedModel:
         if self._generator is None:
             raise UsageError(f"{self.manifest.name} does not generate", hint="penstock compile MODEL --task generate")
         return self._generator
+
+    def _run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        if "effort" in kwargs and not self._takes_effort:
+            kwargs = self._effort.settings(kwargs)
+        inputs = self._bind(args, kwargs)
+        with self._lock:
+            if self._engine is None:
+                raise UsageError(f"the model {self.manifest.name!r} was closed")
+            return self._engine(inputs)
 
     def initial_state(self) -> dict[str, torch.Tensor]:
         """Fresh copies of the states that the model came with, to pass to the first call."""

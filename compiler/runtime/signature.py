@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,9 @@ class _Slot:
 class Signature:
     """What a model takes. Immutable after it is made: threads may share it."""
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, manifest: Manifest, defaults: Mapping[str, torch.Tensor] = MappingProxyType({})) -> None:
+        """Of a manifest; ``defaults`` are the inputs that a call may leave out."""
+        self._defaults = dict(defaults)
         self._dims = manifest.dims
         self._slots = _slots(manifest.inputs, manifest.dims)
         self._names = tuple(slot.name for slot in self._slots)
@@ -155,6 +158,7 @@ class Signature:
             if name in given:
                 raise InputError(f'input "{name}" was given twice')
             given[name] = value
+        given = {**self._defaults, **{name: value for name, value in given.items() if value is not None}}
         missing = [slot for slot in self._slots if given.get(slot.name) is None]
         if missing:
             wanted = "; ".join(f'input "{s.name}": expected {_expected(s, self._dims)}' for s in missing)

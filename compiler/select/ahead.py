@@ -23,6 +23,7 @@ from compiler.select.compare import distance
 from compiler.select.lowering import build_unmeasured, listing
 from compiler.select.race import Candidate, with_built
 from compiler.select.reference import Loss, Reference
+from compiler.select.settled import settled, without_traces
 from ir import Graph, interpret
 from ir import weights as weight_files
 from ir.errors import MissingError, PenstockError, UnsupportedError, VerificationError
@@ -106,7 +107,7 @@ def _twin_loss(reference: Reference, graph: Graph) -> Loss:
             folder = Path(scratch)
             weight_files.save(ready.graph.weights, folder / WEIGHTS_FILE)
             twin.build(ready.graph, folder)
-            return reference.judge(twin.load(folder))
+            return reference.judge(settled(twin.load(folder), graph))
     raise MissingError("no CPU engine can check this graph")  # the reference takes every graph
 
 
@@ -153,7 +154,8 @@ def _verified(job: Job, graph: Graph, with_: Backend, cut: bool, loss: Loss | No
     simulated = simulate(graph, with_, job.target.device)
     if simulated is None:
         return told
-    want, got = _outputs(graph, job.reference.example), simulated(job.reference.example)
+    inputs = {**graph.initial, **job.reference.example}
+    want, got = _outputs(graph, inputs), simulated(inputs)
     found = distance(want, {name: got[name] for name in want})
     # a format that loses more than that turns last bits of float16 into other roundings of its own
     lost = 1.0 - loss.cosine if loss is not None else 0.0
@@ -169,7 +171,7 @@ _LARGEST_MOVE = 1e-3
 
 
 def _outputs(graph: Graph, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    found = interpret(graph, inputs)
+    found = without_traces(interpret(graph, inputs))
     return {name: tensor for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}
 
 

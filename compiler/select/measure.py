@@ -23,6 +23,10 @@ class Timing:
     high: float
     rounds: int
 
+    def per(self, count: int) -> Timing:
+        """Of one call, where each round made so many."""
+        return Timing(self.median / count, self.low / count, self.high / count, self.rounds)
+
     @property
     def spread(self) -> float:
         """Half of the distance between the percentiles, relative to the median."""

@@ -10,15 +10,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+
+import torch
 
 from backends import BACKENDS, backend
 from backends.base import CPU, DEFAULT, Backend, BuildOptions, Built, Engine, FlowProof
 from backends.segments import ready_for, unsupported_segments
+from compiler.depth.calibrate import Exits
+from compiler.depth.judge import bound_for, judge, timing_inputs
 from compiler.events import Phases
 from compiler.job import Job
 from compiler.select.lowering import listing, lower
 from compiler.select.measure import Timing, interleave, torch_threads
 from compiler.select.reference import Loss, Reference
+from compiler.select.settled import settled
 from compiler.select.skipping import Limits
 from ir import Graph
 from ir.errors import LimitError, MissingError, PenstockError, ResourceError, UnsupportedError, VerificationError
@@ -106,8 +112,10 @@ class Race:
 
     def __init__(
         self, reference: Reference, threads: int | None, max_loss: float, seconds: float, phases: Phases,
-        options: BuildOptions = DEFAULT,
+        options: BuildOptions = DEFAULT, exits: Mapping[str, Exits] = MappingProxyType({}),
     ) -> None:  # fmt: skip
+        self._exits = exits
+        self._timed_on = [reference.example, *timing_inputs(exits, reference.example)]
         self._reference = reference
         self._options = options
         self._threads = threads
@@ -143,8 +151,9 @@ class Race:
         graph = ready.graph
         limits = Limits(min(1.0, self._seconds), threads=self._threads)
         with torch_threads(self._threads):
-            lowered = lower(graph, with_, folder, self._reference.example, limits, self._options)
-        engine = lowered.engine
+            inputs = {**graph.initial, **self._reference.example}
+            lowered = lower(graph, with_, folder, inputs, limits, self._options)
+        engine = settled(lowered.engine, graph)
         made = replace(with_built(made, lowered.built, lowered.seconds), verified="run on this machine")
         made = replace(
             made,
@@ -156,10 +165,12 @@ class Race:
         for remark in lowered.remarks:
             self._phases.note("engines", f"{made.name}: {remark}")
         with torch_threads(self._threads):
-            made = replace(made, loss=self._reference.judge(engine))
+            exits = self._exits.get(made.variant)
+            made = replace(made, loss=judge(self._reference, engine, exits))
             assert made.loss is not None
-            if not made.loss.loss <= self._max_loss:
-                return replace(made, why=f"loss {made.loss.loss:.3g} is more than {self._max_loss:g}")
+            bound = bound_for(self._max_loss, exits)
+            if not made.loss.loss <= bound:
+                return replace(made, why=f"loss {made.loss.loss:.3g} is more than {bound:g}")
             self._bytes += graph.weights.nbytes
             if self._bytes > _TOGETHER:
                 return self._timed({made.name: engine}, [made])[0]
@@ -167,10 +178,12 @@ class Race:
         return made
 
     def _timed(self, engines: Mapping[str, Engine], made: Sequence[Candidate]) -> list[Candidate]:
-        inputs = self._reference.example
+        inputs = self._timed_on[1:] or self._timed_on
         calls: dict[str, Callable[[], object]] = {"eager": self._reference.eager_call()}
-        calls |= {name: partial(engine, inputs) for name, engine in engines.items()}
-        found = interleave(calls, self._seconds * len(calls))
+        if len(inputs) > 1:
+            calls = {"eager": partial(_each, self._reference.eager_run, inputs)}
+        calls |= {name: partial(_each, engine, inputs) for name, engine in engines.items()}
+        found = {n: t.per(len(inputs)) for n, t in interleave(calls, self._seconds * len(calls)).items()}
         return [
             replace(c, eager_time=found["eager"], engine_time=found[c.name]) if c.name in found else c for c in made
         ]
@@ -203,6 +216,11 @@ class Race:
             os.replace(file, folder / file.name)
 
 
+def _each(run: Callable[[Mapping[str, torch.Tensor]], object], inputs: Sequence[Mapping[str, torch.Tensor]]) -> None:
+    for one in inputs:
+        run(one)
+
+
 def _facts(engine: Engine, flow: Sequence[FlowProof]) -> dict[str, int | str]:
     """What the engine says of itself, and how many ``rows`` became what."""
     return dict(engine.facts()) | Counter(f"rows_{p.lowering}" for p in flow if p.node.startswith("rows"))
@@ -226,7 +244,9 @@ def run_race(job: Job, backends: Sequence[Backend], folder: Path) -> tuple[list[
     assert job.reference is not None
     settings = job.settings
     options = BuildOptions(job.target.device, settings.build_timeout, settings.build_memory)
-    race = Race(job.reference, settings.threads, settings.max_loss, settings.seconds, job.phases, options)
+    race = Race(job.reference, settings.threads, settings.max_loss, settings.seconds, job.phases, options, job.exits)
+    for variant, why in job.declined.items():
+        race.candidates.append(Candidate(variant, "no engine", why=why))
     with (
         job.phases.phase("engines", "build, verify, measure") as say,
         # within the staging folder: who reclaims that after a kill reclaims this as well

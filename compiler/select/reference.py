@@ -94,6 +94,11 @@ class Reference:
 
         return call
 
+    def eager_run(self, inputs: Tensors) -> object:
+        """The original on other inputs, tensors by the name of their argument."""
+        with torch.inference_mode():
+            return self._spec.model(**inputs)
+
     @property
     def metric(self) -> Metric | None:
         """The user's metric."""
