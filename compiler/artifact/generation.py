@@ -40,7 +40,7 @@ class Generation:
         ends: tokens after which a text is over.
         text: ``bytes`` when token n is byte n, else empty: prompts and answers are token numbers.
         draft: layers of the engine ``draft``; 0: there is none.
-        ahead: tokens to draft before they are verified, as measured when it was compiled.
+        ahead: tokens to draft before they are verified, where the command line does not say.
     """
 
     layers: int
