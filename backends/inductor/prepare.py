@@ -51,6 +51,10 @@ def _fault(node: Node) -> str:
         return "its random numbers would differ from torch's"
     if any(_is_logic(value) for value in node.operands):
         return "a truth value made of several about sizes becomes a tensor; compare tensors instead"
+    if node.op.name == "aten.narrow.Tensor":
+        return "where it begins is a tensor, which torch.export cannot take back; use index_select"
+    if node.op.name == "quantized_decomposed.dequantize_per_channel.default" and node.arg(2, "zero_points") is None:
+        return "torch's compiler cannot dequantize channels without zero points; give zeros"
     domain = node.op.name.partition(".")[0]
     if domain == "penstock":
         return "" if has_form(node.op.name) else "no form for AOTInductor is known"
