@@ -15,7 +15,7 @@ types:  ## mypy, strict
 test:  ## every quick test
 	pytest -n 2
 
-slow:  ## the tests that take minutes (OpInfo)
+slow:  ## the tests that take minutes
 	pytest -m slow -n 2
 
 bench:  ## speed and loss against the peers; needs pip install -e ".[bench]"

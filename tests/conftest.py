@@ -26,9 +26,9 @@ logging.getLogger("torch.__trace").disabled = True  # thousands of lines in the 
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Slow tests run only when ``-m`` says something about them."""
-    if "slow" in str(config.getoption("-m")):
-        return
-    for item in items:
-        if item.get_closest_marker("slow"):
-            item.add_marker(pytest.mark.skip(reason="slow: run with -m slow"))
+    """Slow and long tests run only when ``-m`` names them."""
+    named = str(config.getoption("-m"))
+    for marker in ("slow", "long"):
+        for item in () if marker in named else items:
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=f"{marker}: run with -m {marker}"))

@@ -186,8 +186,13 @@ def test_record_meets_the_goal(record: dict[str, Any]) -> None:
     assert sum(record["reasons"].values()) == len(record["misses"])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("start", range(0, ENTRIES, CHUNK))
+@pytest.mark.parametrize(
+    "start",
+    [
+        pytest.param(start, marks=pytest.mark.slow if number % 4 == 0 else pytest.mark.long)
+        for number, start in enumerate(range(0, ENTRIES, CHUNK))
+    ],
+)
 def test_samples(start: int, record: dict[str, Any]) -> None:
     found = judge_chunk(start)
     mismatches = {name: outcome for name, outcome in found.items() if outcome.startswith(MISMATCH)}

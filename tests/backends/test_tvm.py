@@ -198,7 +198,7 @@ SLOW = ("qwen3", "qwen3_moe", "whisper_encoder", "llama_decode", "t5_encoder", "
         "tied", "running_mean")  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(n, marks=pytest.mark.long) for n in SLOW)])
 def test_model_equals_eager(name: str, tmp_path: Path) -> None:
     graph, samples, tolerance = case(name)
     run = engine_of(graph, tmp_path)

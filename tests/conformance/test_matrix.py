@@ -1,8 +1,8 @@
 """The committed matrix is whole, holds no wrong cell, and is what the engines of this machine say.
 
 CI makes a part of it again: an eighth of the operator groups, all control flow and two models, and a few graphs of the
-engines that compile for long; ``-m slow`` float32 of every group, an eighth more, the other models, and some more of
-those graphs. Verdicts are compared by kind: last bits, and which deviation shows, depend on the processor.
+engines that compile for long; with ``-m slow`` float32 of every group and the other models. ``-m long`` has an eighth
+more of the groups, models after recipes, and more graphs of the engines that compile. Verdicts are compared by kind: last bits, and which deviation shows, depend on the processor.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def _parts() -> Iterator[Any]:
         share = zlib.crc32(f"{part} {name}".encode()) % 8
         quick = part == "regions" or name in QUICK_MODELS or (part in FAMILIES and share == 0)
         if quick or part == "models" or name == "f32" or share < 2:
-            yield pytest.param(part, name, marks=() if quick else pytest.mark.slow)
+            slow = pytest.mark.slow if name == "f32" or (part == "models" and " " not in name) else pytest.mark.long
+            yield pytest.param(part, name, marks=() if quick else slow)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def test_engines_do_as_the_matrix_says(part: str, name: str, committed: matrix.M
     _check(ENGINES, part, name, committed)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("part", "name"), COMPILED)
 @pytest.mark.parametrize("engine", run.COMPILED)
 def test_compiled_engines_do_as_the_matrix_says(engine: str, part: str, name: str, committed: matrix.Matrix) -> None:

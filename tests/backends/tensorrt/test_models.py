@@ -54,8 +54,13 @@ def test_plans_with_branches_prove_them(name: str) -> None:
     _build(name, 89)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("place", "name"), enumerate((*BUILT, "minilm")))
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        pytest.param(place, name, marks=pytest.mark.long if place % 3 else pytest.mark.slow)
+        for place, name in enumerate((*BUILT, "minilm"))
+    ],
+)
 def test_plans_are_built_in_half_precision(place: int, name: str) -> None:
     _build(name, CAPABILITIES[place % len(CAPABILITIES)])
 
