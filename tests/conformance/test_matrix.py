@@ -2,7 +2,8 @@
 
 CI makes a part of it again: an eighth of the operator groups, all control flow and two models, and a few graphs of the
 engines that compile for long; with ``-m slow`` float32 of every group and the other models. ``-m long`` has an eighth
-more of the groups, models after recipes, and more graphs of the engines that compile. Verdicts are compared by kind: last bits, and which deviation shows, depend on the processor.
+more of the groups, models after recipes, and more graphs of the engines that compile. Verdicts are compared by kind:
+last bits, and which deviation shows, depend on the processor.
 """
 
 from __future__ import annotations
