@@ -186,8 +186,9 @@ def test_targets_are_compiled_together(own_cache: Path, fast: None, tmp_path: Pa
     torch.testing.assert_close(penstock.load(path)(input=x)["output"], mlp.model().model(x), rtol=2e-2, atol=2e-2)
     with pytest.raises(MissingError, match="no NVIDIA GPU"):
         penstock.load(path, target="t4")
-    again = penstock.compile(mlp.model(), **{**told, "force": True})
-    assert all(row.cached for row in again.rows if row.state == "built")
+    heard: list[object] = []
+    again = penstock.compile(mlp.model(), **{**told, "force": True}, on_event=heard.append)
+    assert all(row.cached for row in again.rows if row.state == "built"), heard
 
 
 def test_what_fails_for_one_target_stops_no_other(own_cache: Path, fast: None, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from tests.compiler.branching import WIDTH, Flat, Planted, both_sides, branching
 from tests.conformance.regions import EXIT, LOOP, NESTED
 
 QUICK = Limits(seconds=0.1, threads=1)
+_TRIES = 4
 INPUTS = {"x": torch.rand(64, WIDTH)}
 
 
@@ -149,7 +150,11 @@ def proven(graph: Graph, name: str, folder: Path, bug: bool = False, cut: bool =
     folder.mkdir()
     save(graph.weights, folder / "weights.safetensors")
     inputs = {**INPUTS, "limit": torch.tensor(1)} if graph.name == "looping" else INPUTS
-    return prove(graph, made, segments(made) if cut else native(made), inputs, folder, QUICK)
+    for _ in range(_TRIES):  # on a busy machine a verdict may say that it was too busy; that is no failure
+        verdicts = prove(graph, made, segments(made) if cut else native(made), inputs, folder, QUICK)
+        if all("too busy" not in v.proof.detail for v in verdicts):
+            break
+    return verdicts
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
