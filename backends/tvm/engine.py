@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ class TvmEngine(Engine):
                 f"the library was compiled for a processor with {', '.join(lacking)}, which this one lacks",
                 hint="compile it on this machine",
             )
+        # by itself TVM takes half of the processors, thinking the others to be their second threads; read once
+        os.environ.setdefault("TVM_NUM_THREADS", str(len(os.sched_getaffinity(0))))
         import tvm
         import tvm.runtime.vm  # nothing else imports it where TVM has no compiler
 
