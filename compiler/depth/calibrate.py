@@ -131,26 +131,22 @@ def calibrate(
     told = _told(planned, lens, traces["threshold"], batches)
     if not planned.exits:
         return Outcome(None, planned.why, told)
+    if lens.exits and _seconds(lens) <= _seconds(planned):
+        adapted, planned, traces = Adapted({}, {**adapted.disclosure, "kept": False}), lens, bare
     assert planned.descent is not None
     chosen = planned.descent.thresholds[planned.point]
-    held = quality(traces["report"].only(planned.exits), chosen)
-    noise = SURE * _standard_error(traces["report"].only(planned.exits), chosen)
+    report = traces["report"].only(planned.exits)
+    held = quality(report, chosen)
+    noise = SURE * _standard_error(report, chosen)
     if held.loss - noise > budget:
         why = f"held-out samples lose {held.loss:.3g} (+- {noise:.2g}) where {budget:g} is allowed: exits are dropped"
         return Outcome(None, why, told)
-    if lens.exits and _seconds(lens) <= _seconds(planned):
-        adapted, planned, traces = Adapted({}, {**adapted.disclosure, "kept": False}), lens, bare
-        assert planned.descent is not None
-        chosen = planned.descent.thresholds[planned.point]
-        held = quality(traces["report"].only(planned.exits), chosen)
-    assert planned.descent is not None
     layers = tuple(at[e] for e in planned.exits)
     grid = effort_grid(planned.descent)
     keep = {e: m for e, m in adapted.maps.items() if e in layers or (e == 0 and first == "agreement")}
     depth_pass = with_maps(
         Depth(mode="exit", at=layers, score=first, tau=tuple(float(np.float32(t)) for t in chosen)), keep
     )
-    report = traces["report"].only(planned.exits)
     section = {
         "criterion": first,
         "exits": list(layers),

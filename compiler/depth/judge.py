@@ -20,16 +20,20 @@ TIMED = 8
 """Held-out inputs on which engines are timed: how long one takes depends on what is in it."""
 
 
-def judge(reference: Reference, run: Runner, exits: Exits | None) -> Loss:
-    """Loss of an engine; where rows leave early and the user gave no metric, the mean over the held-out rows.
+def judge(reference: Reference, run: Runner, exits: Exits | None, max_loss: float) -> tuple[Loss, float]:
+    """Loss of an engine, and what it may lose.
 
-    What may be chance (one-sided, 95 %) is taken off that mean: the thresholds kept to the budget with a margin.
+    Where rows leave early and the user gave no metric, the loss is the mean over the held-out rows, and what may be
+    chance (one-sided, 95 %) is allowed on top of the bound: the thresholds kept to the budget with a margin.
     """
     found = reference.judge(run)
-    if exits is None or reference.metric is not None:
-        return found
+    if exits is None:
+        return found, max_loss
+    bound = max(max_loss, exits.budget)
+    if reference.metric is not None:
+        return found, bound
     mean, error = held_out(run, exits)
-    return replace(found, loss=max(0.0, mean - SURE * error if mean > exits.budget else mean))
+    return replace(found, loss=mean), bound + SURE * error
 
 
 def held_out(run: Runner, exits: Exits) -> tuple[float, float]:
@@ -41,11 +45,6 @@ def held_out(run: Runner, exits: Exits) -> tuple[float, float]:
         lost.append(row_losses(full, {n: answer[n] for n in full}, one.inputs, exits.kind, exits.quality))
     rows = torch.cat(lost).double().numpy()
     return float(rows.mean()), float(rows.std(ddof=1) / np.sqrt(len(rows)))
-
-
-def bound_for(max_loss: float, exits: Exits | None) -> float:
-    """What a variant may lose."""
-    return max_loss if exits is None else max(max_loss, exits.budget)
 
 
 def timing_inputs(

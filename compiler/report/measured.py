@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from compiler.depth.judge import bound_for
 from compiler.report.job import Job
 from compiler.report.pass_rows import costs_of
 from compiler.report.plain import show_times
@@ -86,7 +85,8 @@ def _noise(made: Candidate) -> str:
 
 
 def _within(job: Job, made: Candidate) -> bool:
-    return made.loss is not None and made.loss.loss <= bound_for(job.settings.max_loss, job.exits.get(made.variant))
+    bound = job.settings.max_loss if made.bound is None else made.bound
+    return made.loss is not None and made.loss.loss <= bound
 
 
 def _speedup(job: Job, made: Candidate) -> float | None:

@@ -18,7 +18,7 @@ from backends import BACKENDS, backend
 from backends.base import CPU, DEFAULT, Backend, BuildOptions, Built, Engine, FlowProof
 from backends.segments import ready_for, unsupported_segments
 from compiler.depth.calibrate import Exits
-from compiler.depth.judge import bound_for, judge, timing_inputs
+from compiler.depth.judge import judge, timing_inputs
 from compiler.events import Phases
 from compiler.job import Job
 from compiler.select.lowering import listing, lower
@@ -50,6 +50,7 @@ class Candidate:
         flow: what is known about each branch and loop.
         verified: how its numbers were checked.
         lowering: of branches and loops: ``native`` or ``segments``; empty where there are none.
+        bound: what it may lose; ``None``: as much as any candidate of the compile.
         state: ``built``, or ``kit``: to be finished on the machine that has the device.
         why: why it was not taken; empty for the one that was.
     """
@@ -70,6 +71,7 @@ class Candidate:
     state: str = "built"
     why: str = ""
     lowering: str = ""
+    bound: float | None = None
 
     @property
     def name(self) -> str:
@@ -165,12 +167,10 @@ class Race:
         for remark in lowered.remarks:
             self._phases.note("engines", f"{made.name}: {remark}")
         with torch_threads(self._threads):
-            exits = self._exits.get(made.variant)
-            made = replace(made, loss=judge(self._reference, engine, exits))
-            assert made.loss is not None
-            bound = bound_for(self._max_loss, exits)
-            if not made.loss.loss <= bound:
-                return replace(made, why=f"loss {made.loss.loss:.3g} is more than {bound:g}")
+            loss, bound = judge(self._reference, engine, self._exits.get(made.variant), self._max_loss)
+            made = replace(made, loss=loss, bound=bound)
+            if not loss.loss <= bound:
+                return replace(made, why=f"loss {loss.loss:.3g} is more than {bound:.3g}")
             self._bytes += graph.weights.nbytes
             if self._bytes > _TOGETHER:
                 return self._timed({made.name: engine}, [made])[0]
