@@ -21,7 +21,7 @@ from examples.trained import FOLDER, read_checkpoint
 
 if TYPE_CHECKING:
     import penstock
-    from compiler.generate.step import Layout
+    from compiler.artifact.generation import Layout
 
 Cached = tuple[Tensor, Tensor]
 """Keys and values of one layer, [batch, kv heads, positions, head width]."""
@@ -158,7 +158,7 @@ class TinyLM(nn.Module):
 
     def cache_layout(self) -> Layout:
         """Sizes of the cache, for generation (``compiler.generate.step.StepModel``)."""
-        from compiler.generate.step import Layout
+        from compiler.artifact.generation import Layout
 
         c = self.config
         text = "bytes" if c.vocabulary == 256 else ""

@@ -27,20 +27,16 @@ class Reader(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Generation:
-    """A language model as several engines over one store of weights.
-
-    The payload ``engine`` takes any number of new tokens (prompts, drafts to verify), ``decode`` one per row, and
-    ``draft``, where there is one, is the first layers of ``decode`` behind the same last norm and head.
+class Layout:
+    """What a cache and the tokens of a model look like.
 
     Attributes:
-        layers, kv_heads, head_width: of the cache.
+        layers: that keep keys and values.
+        kv_heads, head_width: of each.
         context: positions at most, prompt and answer together.
         vocabulary: number of tokens.
         ends: tokens after which a text is over.
         text: ``bytes`` when token n is byte n, else empty: prompts and answers are token numbers.
-        draft: layers of the engine ``draft``; 0: there is none.
-        ahead: tokens to draft before they are verified, where the command line does not say.
     """
 
     layers: int
@@ -50,6 +46,20 @@ class Generation:
     vocabulary: int
     ends: tuple[int, ...] = ()
     text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Generation(Layout):
+    """A language model as several engines over one store of weights.
+
+    The payload ``engine`` takes any number of new tokens (prompts, drafts to verify), ``decode`` one per row, and
+    ``draft``, where there is one, is the first layers of ``decode`` behind the same last norm and head.
+
+    Attributes:
+        draft: layers of the engine ``draft``; 0: there is none.
+        ahead: tokens to draft before they are verified, where the command line does not say.
+    """
+
     draft: int = 0
     ahead: int = 0
 

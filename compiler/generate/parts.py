@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from compiler.generate.step import Layout, Step, step_of
+from compiler.artifact.generation import Layout
+from compiler.generate.step import Step, step_of
 from compiler.spec import Dim, ModelSpec
 from ir import Graph
 from ir.errors import UsageError

@@ -8,38 +8,16 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from compiler.artifact.generation import Layout
 from ir.errors import UnsupportedError
 
 Cache = Mapping[str, Sequence[Tensor]]
 """``k`` and ``v``: one tensor [batch, kv heads, past, head width] per layer, keys after their rotation."""
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """What a cache and the tokens of a model look like.
-
-    Attributes:
-        layers: that keep keys and values.
-        kv_heads, head_width: of each.
-        context: positions at most, prompt and answer together.
-        vocabulary: number of tokens.
-        ends: tokens after which a text is over.
-        text: ``bytes`` when token n is byte n, else empty: then prompts and answers are token numbers.
-    """
-
-    layers: int
-    kv_heads: int
-    head_width: int
-    context: int
-    vocabulary: int
-    ends: tuple[int, ...] = ()
-    text: str = ""
 
 
 @runtime_checkable
