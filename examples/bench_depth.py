@@ -115,7 +115,7 @@ def budget(args: argparse.Namespace) -> list[dict[str, Any]]:
         spec = import_module(f"examples.{model}").model()
         with tempfile.TemporaryDirectory() as scratch:
             engines: dict[str, Any] = {}
-            for name, recipe_, drop in (("full", "fp32+int8", None), ("exits", "exits+int8-exits", args.max_drop)):
+            for name, recipe_, drop in (("full", "fp32+int8", None), ("exits", "fp32+int8+exits+int8-exits", args.max_drop)):
                 made = penstock.compile(
                     spec, output=Path(scratch) / f"{name}.penstock", recipe=recipe_, threads=args.threads, max_drop=drop
                 )
