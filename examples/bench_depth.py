@@ -115,7 +115,10 @@ def budget(args: argparse.Namespace) -> list[dict[str, Any]]:
         spec = import_module(f"examples.{model}").model()
         with tempfile.TemporaryDirectory() as scratch:
             engines: dict[str, Any] = {}
-            for name, recipe_, drop in (("full", "fp32+int8", None), ("exits", "fp32+int8+exits+int8-exits", args.max_drop)):
+            for name, recipe_, drop in (
+                ("full", "fp32+int8", None),
+                ("exits", "fp32+int8+exits+int8-exits", args.max_drop),
+            ):
                 made = penstock.compile(
                     spec, output=Path(scratch) / f"{name}.penstock", recipe=recipe_, threads=args.threads, max_drop=drop
                 )
@@ -142,16 +145,16 @@ def _on_held_out(
         assert spec.metric is not None
         metric = {name: float(spec.metric(engine)) for name, engine in engines.items()}
         metric["eager"] = float(spec.metric(spec.model))
-    layers = torch.cat([engines["exits"].trace(**i)[1][LAYERS] for i in given]).double() if told else torch.zeros(1)
+    layers = float(torch.cat([engines["exits"].trace(**i)[1][LAYERS] for i in given]).double().mean()) if told else None
     row = {
         "part": "budget", "model": model, "batch": batch, "max_drop": args.max_drop,
         "ms": {name: round(ms / len(given), 3) for name, ms in times.items()},
         "over_full": round(times["full"] / times["exits"], 3), "metric": metric,
-        "expected_layers": round(float(layers.mean()), 3),
+        "expected_layers": layers,
         "engines": {n: e.facts()["engine"] for n, e in engines.items()},
     }  # fmt: skip
     print(f"budget {model:10} batch {batch}: {row['over_full']:.2f}x our full-depth engine, "
-          f"{times['eager'] / times['exits']:.2f}x eager, {row['expected_layers']} layers, {metric}")  # fmt: skip
+          f"{times['eager'] / times['exits']:.2f}x eager, {'all' if layers is None else f'{layers:.2f}'} layers, {metric}")  # fmt: skip
     return row
 
 
