@@ -153,8 +153,11 @@ def _on_held_out(
         "expected_layers": layers,
         "engines": {n: e.facts()["engine"] for n, e in engines.items()},
     }  # fmt: skip
-    print(f"budget {model:10} batch {batch}: {row['over_full']:.2f}x our full-depth engine, "
-          f"{times['eager'] / times['exits']:.2f}x eager, {'all' if layers is None else f'{layers:.2f}'} layers, {metric}")  # fmt: skip
+    depth = "all" if layers is None else f"{layers:.2f}"
+    print(
+        f"budget {model:10} batch {batch}: {row['over_full']:.2f}x our full-depth engine, "
+        f"{times['eager'] / times['exits']:.2f}x eager, {depth} layers, {metric}"
+    )
     return row
 
 
