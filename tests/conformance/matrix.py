@@ -90,7 +90,7 @@ def page(matrix: Matrix) -> str:
         "  bfloat16 6e-2, float64 1e-10, relative above one; whole numbers are exact or wrong).",
         "- **refused**: the backend says before or at the call that it cannot, and why.",
         "- **differs**: a deviation that the backend declares, listed below. **mismatch**, **crash**: never.",
-        "- **not run**: nothing is known. `run.judged` says which cells an engine is asked for.",
+        "- **not run**: nothing is known.",
         "",
         "## Counts",
         "",

@@ -24,11 +24,7 @@ from tests.conformance.operators import COLUMNS, TOLERANCE, Cell, cells
 GPU = Device("l4", "cuda", 89, 24e9, frozenset({"fp32", "tf32", "fp16", "bf16", "fp8", "int8"}))
 LOWERINGS = ("native", "segments")
 COMPILED = ("inductor", "tvm")
-"""Engines that compile code for long: CI asks them for less, and 64 operators share a graph."""
-SLOWEST = "inductor"
-"""It makes C++ for a minute a graph: asked for float32, a sample of the other columns, and no segments or recipes."""
-SAMPLE = (("norms", "f16"), ("norms", "bf16"), ("norms", "f64"), ("products", "bf16"), ("reductions", "i64"))
-"""Its other columns."""
+"""Engines that compile code for long (inductor: an hour for all): CI asks them for less; 64 operators share a graph."""
 Tensors = Mapping[str, torch.Tensor]
 Job = tuple[Sequence[str], str, str]
 """Engines, section of the matrix, and its column or row."""
@@ -41,23 +37,16 @@ def names(part: str) -> tuple[str, ...]:
     return tuple(regions.regions()) if part == "regions" else models.MODELS if part == "models" else COLUMNS
 
 
-def judged(engine: str, part: str, name: str) -> bool:
-    """Whether an engine takes part in a part."""
-    if engine != SLOWEST or part == "regions":
-        return True
-    return " " not in name if part == "models" else name == "f32" or (part, name) in SAMPLE
-
-
 def judge(job: Job, chosen: Sequence[Cell] | None = None) -> Found:
     """One part of the matrix; of an operator family the chosen cells, or all that torch can compute."""
     torch.set_num_threads(1)
     logging.disable(logging.CRITICAL)  # torch tells of every kernel that it does not have
     engines, part, name = job
     found: Found = []
-    for engine in (e for e in engines if judged(e, part, name)):
+    for engine in engines:
         if part == "regions":
             for lowering in LOWERINGS:
-                if lowering == "native" or not (engine == SLOWEST or simulates(backend(engine))):
+                if lowering == "native" or not simulates(backend(engine)):
                     found.append((part, name, engine, lowering, str(judge_region(engine, name, lowering))))
         elif part == "models":
             model, _, recipe = name.partition(" ")
