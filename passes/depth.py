@@ -15,22 +15,19 @@ Declines when the graph has no repeated blocks, and what a mode cannot do with t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
-
-import torch
 
 from ir import Graph
 from ir.copy import restore
 from ir.errors import UnsupportedError
 from ir.repeats import module_of
 from passes.base import Pass, Remark, Samples, Tolerance
-from passes.depth_exits import THRESHOLDS, Maps, checked_exits, insert_exits
+from passes.depth_exits import NO_MAPS, THRESHOLDS, Maps, checked_exits, insert_exits
 from passes.depth_keep import ORDERS, balanced, drop_blocks, influence, kept_count
 from passes.depth_parts import Parts, take_apart
 from passes.depth_roll import roll_blocks
-from passes.depth_scores import SCORES
+from passes.depth_scores import GATE, SCORES
 
 MODES = ("keep", "nested", "roll", "exit")
 
@@ -50,13 +47,14 @@ class Depth(Pass):
     score: str = "confidence"
     tau: tuple[float, ...] = ()
     maps: Maps = field(default_factory=dict, repr=False, compare=False, metadata={"text": False})
+    gates: Maps = field(default_factory=dict, repr=False, compare=False, metadata={"text": False})
 
     def __post_init__(self) -> None:
         """Refuse what no graph could have."""
         for name, value, known in (
             ("mode", self.mode, MODES),
             ("order", self.order, ORDERS),
-            ("score", self.score, SCORES),
+            ("score", self.score, (*SCORES, GATE)),
         ):
             if value not in known:
                 raise ValueError(f"{name} is one of {', '.join(known)}, not {value!r}")
@@ -117,7 +115,7 @@ class Depth(Pass):
             return [Remark(_place(parts), False, "the graph has exits")]
         at = checked_exits(self.at, parts.depth)
         try:
-            made = insert_exits(graph, at, self.score, self.tau, self.maps)
+            made = insert_exits(graph, at, self.score, self.tau, self.maps, self.gates)
         except UnsupportedError as error:
             return [Remark(_place(parts), False, error.what)]
         ranks = {v.tensor.rank for v in parts.answers.values()}
@@ -128,9 +126,9 @@ class Depth(Pass):
         return [Remark(_place(parts), True, told)]
 
 
-def with_maps(depth: Depth, maps: Mapping[int, tuple[torch.Tensor, torch.Tensor]]) -> Depth:
-    """The same pass with affine maps per exit: weight ``[features, features]`` and bias ``[features]``."""
-    return replace(depth, maps=dict(maps))
+def with_maps(depth: Depth, maps: Maps, gates: Maps = NO_MAPS) -> Depth:
+    """The same pass with fitted maps and gates per exit, see ``Maps``."""
+    return replace(depth, maps=dict(maps), gates=dict(gates))
 
 
 def _place(parts: Parts) -> str:

@@ -7,7 +7,7 @@
     ...
     answer = rows(live) { the blocks that are left, tail }
 
-A map is affine and optional, one per exit, in front of the tail's last narrow value: pooled or normed features. The
+A gate is linear and only there for the score of that name; it looks at the same value. A map is affine and optional, one per exit, in front of the tail's last narrow value: pooled or normed features. The
 thresholds are a setting, f32 ``[exits]``; a row that leaves nowhere gets what the graph gave before. A NaN score leaves
 nowhere. Taps compute the same answers and scores for every row, in a straight line.
 """
@@ -27,43 +27,52 @@ from ir.errors import UnsupportedError, UsageError
 from ir.rowwise import mixing
 from passes.depth_parts import Parts, copy_nodes, erase_unread, hoist, outputs_with, take_apart
 from passes.depth_region import Region
-from passes.depth_scores import SCORES, Emitter, Memory, score_of, why_not
+from passes.depth_scores import GATE, SCORES, Emitter, Memory, gate_of, score_of, why_not
 
 THRESHOLDS = "depth.thresholds"
 LAYERS = "depth.layers"
 Maps = Mapping[int, tuple[torch.Tensor, torch.Tensor]]
-"""Exit to the weight ``[features, features]`` and bias ``[features]`` of its map, as for a linear."""
+"""Exit to the weight ``[features, features]`` and bias ``[features]`` of its map, as for a linear.
+
+Gates have the same form: weight ``[features]`` and bias ``[]``.
+"""
 NO_MAPS: Maps = MappingProxyType({})
 
 
-def insert_exits(graph: Graph, at: Sequence[int], score: str, tau: Sequence[float] = (), maps: Maps = NO_MAPS) -> Graph:
+def insert_exits(
+    graph: Graph, at: Sequence[int], score: str, tau: Sequence[float] = (), maps: Maps = NO_MAPS, gates: Maps = NO_MAPS
+) -> Graph:
     """A graph with exits, of the same answers, with the trace ``depth.layers`` and the setting ``depth.thresholds``.
 
     Args:
         graph: of repeated blocks; it stays as it is.
         at: depths after which rows may leave, 1 to all but one; every one of them when empty.
-        score: one of ``SCORES``.
+        score: one of ``SCORES``, or ``GATE``.
         tau: a threshold per exit, or one for all; infinite (nobody leaves) when empty.
         maps: fitted maps; of depth 0 too for agreement.
+        gates: one per exit, for the score ``GATE``.
 
     Raises:
         UsageError: an exit where no block ends, an unknown score, thresholds that are too many, too few or NaN.
         UnsupportedError: the graph has no repeated blocks, no axis of rows, or mixes rows.
     """
     made = copy_graph(graph)
-    exits = _Exits(made, at, score, maps)
+    exits = _Exits(made, at, score, maps, gates)
     exits.insert(thresholds_of(tau, len(exits.at)))
     return made
 
 
-def taps(graph: Graph, at: Sequence[int], score: str, maps: Maps = NO_MAPS, features: bool = False) -> Graph:
+def taps(
+    graph: Graph, at: Sequence[int], score: str, maps: Maps = NO_MAPS, features: bool = False, gates: Maps = NO_MAPS
+) -> Graph:
     """The graph with traces ``depth.answer.E.NAME`` and ``depth.score.E`` of each exit, every row at every depth.
 
     Args:
         graph: see ``insert_exits``, as for what follows.
         at: depths.
-        score: one of ``SCORES``.
+        score: one of ``SCORES``, or ``GATE``.
         maps: fitted maps.
+        gates: one per exit, for the score ``GATE``.
         features: also ``depth.feature.E``, what a map of exit E is applied to; for all blocks and, with agreement,
             for depth 0 too.
 
@@ -71,7 +80,7 @@ def taps(graph: Graph, at: Sequence[int], score: str, maps: Maps = NO_MAPS, feat
         UsageError, UnsupportedError: see ``insert_exits``.
     """
     made = copy_graph(graph)
-    _Exits(made, at, score, maps).tap(features)
+    _Exits(made, at, score, maps, gates).tap(features)
     return made
 
 
@@ -107,9 +116,9 @@ class _Answer:
 
 
 class _Exits:
-    def __init__(self, graph: Graph, at: Sequence[int], score: str, maps: Maps) -> None:
-        if score not in SCORES:
-            raise UsageError(f"there is no score {score!r}", hint=f"one of {', '.join(SCORES)}")
+    def __init__(self, graph: Graph, at: Sequence[int], score: str, maps: Maps, gates: Maps) -> None:
+        if score not in (*SCORES, GATE):
+            raise UsageError(f"there is no score {score!r}", hint=f"one of {', '.join((*SCORES, GATE))}")
         parts = take_apart(graph)
         if isinstance(parts, str):
             raise UnsupportedError(f"no exits: {parts}")
@@ -119,6 +128,7 @@ class _Exits:
         self._scored = _scored(parts, score)
         self._cut = feature_of(parts)
         self._maps = {e: self._map(e, *maps[e]) for e in sorted(maps)}
+        self._gates = {e: self._gate(e, gates) for e in self.at} if score == GATE else {}
         hoist(graph, parts)
 
     def _map(self, exit_: int, weight: torch.Tensor, bias: torch.Tensor) -> tuple[Value, Value]:
@@ -132,6 +142,18 @@ class _Exits:
         return (
             self.graph.add_param(f"depth.map.{exit_}.weight", weight.to(like.dtype)),
             self.graph.add_param(f"depth.map.{exit_}.bias", bias.to(like.dtype)),
+        )
+
+    def _gate(self, exit_: int, gates: Maps) -> tuple[Value, Value]:
+        like = self._cut.tensor
+        if exit_ not in gates:
+            raise UsageError(f"exit {exit_} has no gate", hint="gates are fitted by `penstock compile --max-drop`")
+        weight, bias = gates[exit_]
+        if tuple(weight.shape) != like.shape[-1:] or bias.numel() != 1:
+            raise UsageError(f"the gate of exit {exit_} is {list(weight.shape)}, its features are {like}")
+        return (
+            self.graph.add_param(f"depth.gate.{exit_}.weight", weight.float().reshape(1, -1)),
+            self.graph.add_param(f"depth.gate.{exit_}.bias", bias.float().reshape(1)),
         )
 
     # --- one exit -----------------------------------------------------------------------------
@@ -157,7 +179,14 @@ class _Exits:
                 values[place] = emit("clone.default", value, called="answer")
         return _Answer(values, feature)
 
-    def _judge(self, answer: _Answer, emit: Emitter, previous: Value | None, memory: Memory) -> None:
+    def _judge(
+        self, exit_: int, answer: _Answer, emit: Emitter, previous: Value | None, memory: Memory,
+        table: Mapping[Value, Value] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
+        if self._gates:
+            weight, bias = (table.get(v, v) for v in self._gates[exit_])
+            answer.score = gate_of(emit, answer.feature, weight, bias)
+            return
         answer.score, answer.memory = score_of(emit, self.score, answer.values[self._scored], previous, memory)
 
     def _origin(self, depth: int) -> Origin:
@@ -183,7 +212,7 @@ class _Exits:
         read = {0: zero.feature} if zero else {}
         for exit_ in self.at:
             answer = self._answer(exit_, {parts.states[-1]: parts.states[exit_]}, graph.body, end, {})
-            self._judge(answer, Emitter(graph, self._origin(exit_), graph.body, end), previous, memory)
+            self._judge(exit_, answer, Emitter(graph, self._origin(exit_), graph.body, end), previous, memory)
             assert answer.score is not None
             previous, memory = answer.values[self._scored], answer.memory
             read[exit_] = answer.feature
@@ -208,7 +237,7 @@ class _Exits:
         emit = Emitter(graph, self._origin(self.at[0]), graph.body, end)
         answer = self._answer(self.at[0], {parts.states[-1]: state}, graph.body, end, {})
         zero = self._zero(end)
-        self._judge(answer, emit, zero.values[self._scored] if zero else None, {})
+        self._judge(self.at[0], answer, emit, zero.values[self._scored] if zero else None, {})
         assert answer.score is not None
         layer = emit("full_like.default", answer.score, self.at[0], called="layers", dtype=torch.int64)
         live: Value | None = None
@@ -242,7 +271,7 @@ class _Exits:
         inner = {v for n in (*nodes, *parts.tail) for v in n.results} | set(parts.states)
         outside = [v for n in (*nodes, *parts.tail) for v in n.operands if v not in inner]
         outside += [v for v in parts.answers.values() if v not in inner]
-        outside += self._maps.get(stop, ())
+        outside += (*self._maps.get(stop, ()), *self._gates.get(stop, ()))
         origin = self._origin(stop)
         region = Region(graph, self._rows, live, carried, beside, outside, origin)
         emit = Emitter(graph, origin, region.block)
@@ -254,7 +283,7 @@ class _Exits:
         new = _carried(made, emit("full_like.default", region.of(layer), stop, called="layers"))
         if not last:
             known = {n: region.of(v) for n, v in answer.memory.items()}
-            self._judge(made, emit, region.of(answer.values[self._scored]), known)
+            self._judge(stop, made, emit, region.of(answer.values[self._scored]), known, table)
             assert made.score is not None
             new |= {"score": made.score, "state": table[parts.states[stop]]}
             new |= {f"memory {n}": v for n, v in made.memory.items()}

@@ -6,6 +6,7 @@
     patience    how many exits in a row choose alike: 1 at the first (PABEE)           1, 2, 3 ...
     q           1 - prod(1 - confidence) over the exits so far, below 1 (PALBERT)      (0, 1)
     agreement   cosine to the answer of the exit before, at the first to that of depth 0  [-1, 1]
+    gate        what a fitted linear gate of its own says of an exit's features           (0, 1)
 
 Answers are logits ``[rows, classes]``; of ``[rows, seq, classes]`` the last position decides, for all but agreement,
 which looks at the whole answer.
@@ -21,6 +22,8 @@ import torch
 from ir import Arg, Block, Graph, Node, Origin, Value, op
 
 SCORES = ("confidence", "entropy", "margin", "patience", "q", "agreement")
+"""Those that need nothing but answers."""
+GATE = "gate"
 Memory = Mapping[str, Value]
 """What a score must remember from exit to exit, per row."""
 _BELOW_ONE = 1.0 - 2.0**-24
@@ -74,6 +77,13 @@ def score_of(emit: Emitter, score: str, answer: Value, previous: Value | None, m
         return emit("div.Tensor", dot, norm, called="score"), {}
     x = _f32(emit, emit("select.int", answer, 1, -1) if answer.tensor.rank == 3 else answer)
     return _LOGITS[score](emit, x, memory)
+
+
+def gate_of(emit: Emitter, feature: Value, weight: Value, bias: Value) -> Value:
+    """What a gate f32 ``[1, width]``, ``[1]`` says of features ``[rows, width]``, of ``[rows, seq, width]`` the last."""
+    x = _f32(emit, emit("select.int", feature, 1, -1) if feature.tensor.rank == 3 else feature)
+    opened = emit("sigmoid.default", emit("linear.default", x, weight, bias), called="gate")
+    return emit("select.int", opened, 1, 0, called="score")
 
 
 def _f32(emit: Emitter, x: Value) -> Value:

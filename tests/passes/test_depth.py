@@ -323,6 +323,28 @@ def test_maps_apply_to_the_features(kind: str) -> None:
     assert torch.equal(answer(run(chain)), answer(seen)), "the full depth has no map"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gate_decides_by_the_features(kind: str) -> None:
+    graph = graph_of(kind)
+    generator = torch.Generator().manual_seed(4)
+    gates = {e: (torch.randn(32, generator=generator), torch.randn((), generator=generator)) for e in AT}
+    straight = taps(graph, AT, "gate", features=True, gates=gates)
+    seen = run(straight)
+    for exit_ in AT:
+        feature = seen[f"trace:depth.feature.{exit_}"]
+        feature = feature[:, -1] if feature.ndim == 3 else feature
+        want = (feature @ gates[exit_][0] + gates[exit_][1]).sigmoid()
+        torch.testing.assert_close(seen[f"trace:depth.score.{exit_}"], want, rtol=1e-4, atol=1e-5)
+    chain, said = applied(graph, with_maps(Depth(mode="exit", at=AT, score="gate"), {}, gates))
+    verify(chain)
+    assert said.applied
+    tau = between(straight, 0.4)
+    want_layers, answers = decided(straight, tau)
+    got = run(chain, thresholds=tau)
+    assert got[f"trace:{LAYERS}"].tolist() == want_layers
+    torch.testing.assert_close(answer(got), torch.stack(answers), rtol=1e-4, atol=1e-5)
+
+
 # --- bad input ---------------------------------------------------------------------------------
 
 
@@ -333,6 +355,7 @@ def test_maps_apply_to_the_features(kind: str) -> None:
         (lambda g: insert_exits(g, (5,), "q"), "there is no exit 5: the model has 5 blocks"),
         (lambda g: insert_exits(g, (2, 1), "q"), "exits go up, 2:1 does not"),
         (lambda g: insert_exits(g, (1, 2), "sure"), "there is no score 'sure'"),
+        (lambda g: insert_exits(g, (1, 2), "gate"), "exit 1 has no gate"),
         (lambda g: insert_exits(g, (1, 2), "q", (0.1, 0.2, 0.3)), "3 thresholds were given for 2 exits"),
         (lambda g: insert_exits(g, (1, 2), "q", (float("nan"),)), "a threshold is NaN"),
         (lambda g: taps(g, (1,), "q", {3: (torch.eye(32), torch.zeros(32))}), "a map for exit 3, but no such exit"),
