@@ -7,9 +7,9 @@
     ...
     answer = rows(live) { the blocks that are left, tail }
 
-A gate is linear and only there for the score of that name; it looks at the same value. A map is affine and optional, one per exit, in front of the tail's last narrow value: pooled or normed features. The
-thresholds are a setting, f32 ``[exits]``; a row that leaves nowhere gets what the graph gave before. A NaN score leaves
-nowhere. Taps compute the same answers and scores for every row, in a straight line.
+A map is affine and optional, one per exit, in front of the tail's last narrow value: pooled or normed features. A gate
+is linear, looks at the same value, and is only there for the score of that name. The thresholds are a setting, f32
+``[exits]``; a row that leaves nowhere gets what the graph gave before. A NaN score leaves nowhere. Taps compute the same answers and scores for every row, in a straight line.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def score_of(emit: Emitter, score: str, answer: Value, previous: Value | None, m
 
 
 def gate_of(emit: Emitter, feature: Value, weight: Value, bias: Value) -> Value:
-    """What a gate f32 ``[1, width]``, ``[1]`` says of features ``[rows, width]``, of ``[rows, seq, width]`` the last."""
+    """What a gate, f32 ``[1, width]`` and ``[1]``, says of features ``[rows, width]``; of a sequence, of its last."""
     x = _f32(emit, emit("select.int", feature, 1, -1) if feature.tensor.rank == 3 else feature)
     opened = emit("sigmoid.default", emit("linear.default", x, weight, bias), called="gate")
     return emit("select.int", opened, 1, 0, called="score")
