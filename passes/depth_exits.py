@@ -9,8 +9,8 @@
 
 A map is affine and optional, one per exit, in front of the tail's last narrow value: pooled or normed features. A gate
 is linear, looks at the same value, and is only there for the score of that name. The thresholds are a setting, f32
-``[exits]``; a row that leaves nowhere gets what the graph gave before. A NaN score leaves nowhere. Taps compute the same
-answers and scores for every row, in a straight line.
+``[exits]``; a row that leaves nowhere gets what the graph gave before. A NaN score leaves nowhere. Taps compute the
+same answers and scores for every row, in a straight line.
 """
 
 from __future__ import annotations
