@@ -9,7 +9,8 @@ from pathlib import Path
 
 from compiler import artifact
 from compiler.capture.capture import capture
-from compiler.cost.cost import estimate
+from compiler.cost.cost import Flow, estimate
+from compiler.cost.plan import make_plan
 from compiler.cost.targets import Target
 from compiler.depth.calibrate import Exits
 from compiler.depth.stage import calibrated, to_calibrate
@@ -20,7 +21,7 @@ from compiler.pipeline.recipe import Recipe, pipelines_for, variants_for
 from compiler.select.reference import Loss, Reference, sizes_of
 from compiler.settings import Settings
 from compiler.spec import ModelSpec
-from ir import Fact, Graph, verify
+from ir import ROWS, Fact, Graph, verify
 from ir.copy import copy_graph
 from ir.errors import PenstockError
 from passes import Pass
@@ -41,7 +42,7 @@ class Job:
         seconds: predicted time of the kernels, per variant.
         exits: of the variants whose rows leave early.
         declined: why a variant was not made.
-        twins: loss of each variant by its CPU twin, or why it has none; shared by all GPUs.
+        twins: loss of each variant by its CPU twin and what it may be, or why it has none; shared by all GPUs.
     """
 
     spec: ModelSpec
@@ -56,7 +57,7 @@ class Job:
     seconds: Mapping[str, float] = field(default_factory=dict)
     exits: Mapping[str, Exits] = field(default_factory=dict)
     declined: Mapping[str, str] = field(default_factory=dict)
-    twins: dict[str, Loss | PenstockError] = field(default_factory=dict)
+    twins: dict[str, tuple[Loss, float] | PenstockError] = field(default_factory=dict)
 
     def seen_from(self, target: Target) -> Job:
         """The same compile with the variants and the prices of one target."""
@@ -110,10 +111,7 @@ def optimise(job: Job, before: Graph, targets: Sequence[Target]) -> None:
     shared = _shared(list(wanted.values()))
     samples = job.reference.samples
     sizes = sizes_of(before, job.reference.example)
-    watch: list[Instrument] = [counting, comparing(samples[:1])]
-    watch += [pricing(_cost(target, sizes), target.name) for target in targets]
-    watch += [verifying(*_FACTS[job.settings.check])] if job.settings.check != "none" else []
-    watch += [*_dumps(job), timing]
+    watch = _watch(job, targets, sizes)
     graphs: dict[str, Graph] = {}
     records: dict[str, list[PassRecord]] = {}
     exits: dict[str, Exits] = {}
@@ -127,11 +125,12 @@ def optimise(job: Job, before: Graph, targets: Sequence[Target]) -> None:
             rest = pipeline.passes[len(shared) :]
             done = list(common)
             cut = to_calibrate(rest)
-            facts = given.facts
+            facts, watching = given.facts, watch
             if cut is not None:
                 first = Pipeline(*rest[:cut], given=facts)
                 done += first.run(graph, watch, samples, rollback=True)
                 made = calibrated(job, graph, sizes, alone=len(wanted) == 1)
+                watching = _watch(job, targets, sizes, made.exits)
                 facts, rest = first.facts, (*((made.depth,) if made.depth else ()), *rest[cut + 1 :])
                 done += made.records
                 if made.exits is not None:
@@ -139,7 +138,7 @@ def optimise(job: Job, before: Graph, targets: Sequence[Target]) -> None:
                 elif len(wanted) > 1:
                     declined[name] = made.why
                     continue
-            records[name] = done + Pipeline(*rest, given=facts).run(graph, watch, samples, rollback=True)
+            records[name] = done + Pipeline(*rest, given=facts).run(graph, watching, samples, rollback=True)
             if job.settings.check != "none":
                 verify(graph, Fact.WELL_FORMED, Fact.TYPED)
             graphs[name] = graph
@@ -147,8 +146,29 @@ def optimise(job: Job, before: Graph, targets: Sequence[Target]) -> None:
     job.graphs, job.records, job.exits, job.declined = graphs, records, exits, declined
 
 
-def _cost(target: Target, sizes: Mapping[str, int]) -> Callable[[Graph], float]:
-    return lambda graph: estimate(graph, target, sizes).seconds
+def _watch(
+    job: Job, targets: Sequence[Target], sizes: Mapping[str, int], exits: Exits | None = None
+) -> list[Instrument]:
+    assert job.reference is not None
+    watch: list[Instrument] = [counting, comparing(job.reference.samples[:1])]
+    watch += [pricing(_cost(target, sizes, exits), target.name) for target in targets]
+    watch += [verifying(*_FACTS[job.settings.check])] if job.settings.check != "none" else []
+    return [*watch, *_dumps(job), timing]
+
+
+def _cost(target: Target, sizes: Mapping[str, int], exits: Exits | None) -> Callable[[Graph], float]:
+    """Seconds of a graph; where rows leave early, each by itself, the mean over where they left on held-out samples."""
+
+    def cost(graph: Graph) -> float:
+        rows = [node for node in graph.body if node.op is ROWS]
+        if exits is None or not rows:
+            return estimate(graph, target, sizes).seconds
+        left, planned = exits.section["histogram"], make_plan(graph)
+        flows = [Flow(per_node={n: float(at < taken) for at, n in enumerate(rows)}) for taken in range(len(left))]
+        seconds = [estimate(planned, target, sizes, flow).seconds for flow in flows]
+        return sum(n * s for n, s in zip(left, seconds, strict=True)) / sum(left)
+
+    return cost
 
 
 def _shared(pipelines: Sequence[Pipeline]) -> list[Pass]:

@@ -35,6 +35,7 @@ PRESETS: Mapping[str, str] = {
     "exits": f"{CLEAN}, {_EXITS}, {_TIDY}",
     "int8-exits": f"{CLEAN}, quantize, merge-common-nodes, {_EXITS}, {_TIDY}",
     "fp16": f"{_HALF}, {_TIDY}",
+    "fp16-exits": f"{_HALF}, {_EXITS}, {_TIDY}",
     "int8-symmetric": f"{_HALF}, quantize{{symmetric=true}}, {_TIDY}",
     "int8-weights": f"{_HALF}, quantize-weights, {_TIDY}",
     "int4": f"{_HALF}, quantize-weights{{format=int4}}, {_TIDY}",
@@ -45,6 +46,8 @@ AUTO = ("fp32", "bf16", "int8", "int8-attention")
 """What ``auto`` tries on a processor, each measured on its own; the fastest within the loss bound stays."""
 AUTO_EXITS = ("exits", "int8-exits")
 """What it tries as well where a loss by exits is allowed (``max_drop``)."""
+GPU_AUTO_EXITS = ("fp16-exits",)
+"""The same for GPUs."""
 
 _GPU_AUTO = (
     ("fp16", "fp16"),
@@ -108,7 +111,8 @@ def variants_for(made: Recipe, target: Target) -> Mapping[str, str]:
     if made.name != "auto":
         return made.passes
     if target.kind != "cpu":
-        return {name: PRESETS[name] for name in gpu_auto(target.peak)}
+        more = GPU_AUTO_EXITS if AUTO_EXITS[0] in made.passes else ()
+        return {name: PRESETS[name] for name in (*gpu_auto(target.peak), *more)}
     # without instructions for it, bf16 is no faster
     return {name: text for name, text in made.passes.items() if name != "bf16" or "bf16" in target.peak}
 

@@ -18,11 +18,12 @@ import torch
 from backends import WEIGHTS_FILE, Backend, BuildOptions, backend
 from backends.rows import Prepared, prepared
 from backends.segments import has_regions, is_segmented, ready_for, refusals, simulated_segments
+from compiler.depth.judge import judge
 from compiler.job import Job
 from compiler.select.compare import distance
 from compiler.select.lowering import build_unmeasured, listing
 from compiler.select.race import Candidate, with_built
-from compiler.select.reference import Loss, Reference
+from compiler.select.reference import Loss
 from compiler.select.settled import settled, without_traces
 from ir import Graph, interpret
 from ir import weights as weight_files
@@ -82,20 +83,23 @@ def build_ahead(job: Job, with_: Backend, folder: Path, done: Builds) -> tuple[l
 def _judge(job: Job, variant: str) -> Loss:
     """Loss of a variant by its twin; the same for every GPU, so found once."""
     if variant not in job.twins:
-        assert job.reference is not None
         try:
-            job.twins[variant] = _twin_loss(job.reference, job.graphs[variant])
+            job.twins[variant] = _twin_loss(job, variant)
         except PenstockError as error:
             job.twins[variant] = error
     found = job.twins[variant]
     if isinstance(found, PenstockError):
         raise found
-    if not found.loss <= job.settings.max_loss:
-        raise VerificationError(f"loss {found.loss:.3g} is more than {job.settings.max_loss:g}")
-    return found
+    loss, bound = found
+    if not loss.loss <= bound:
+        raise VerificationError(f"loss {loss.loss:.3g} is more than {bound:.3g}")
+    return loss
 
 
-def _twin_loss(reference: Reference, graph: Graph) -> Loss:
+def _twin_loss(job: Job, variant: str) -> tuple[Loss, float]:
+    """Loss, and what it may be: rows that leave early are judged as on this machine."""
+    reference, graph = job.reference, job.graphs[variant]
+    assert reference is not None
     for name in _TWINS:
         twin = backend(name)
         if twin.version() is None:
@@ -107,7 +111,8 @@ def _twin_loss(reference: Reference, graph: Graph) -> Loss:
             folder = Path(scratch)
             weight_files.save(ready.graph.weights, folder / WEIGHTS_FILE)
             twin.build(ready.graph, folder)
-            return reference.judge(settled(twin.load(folder), graph))
+            run = settled(twin.load(folder), graph)
+            return judge(reference, run, job.exits.get(variant), job.settings.max_loss)
     raise MissingError("no CPU engine can check this graph")  # the reference takes every graph
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import penstock
+from compiler.artifact import open_artifact
 from compiler.compile import compile as compile_model
 from compiler.cost.targets import this_cpu
 from compiler.depth.calibrate import calibrate, split_samples
@@ -172,3 +173,15 @@ def test_the_report_and_inspect_tell_where_rows_leave(model: LoadedModel, tmp_pa
     drawn = adaptive({"depth": section})
     assert sum(row["share"] for row in drawn["rows"]) == pytest.approx(1)
     assert adaptive({}) == {}
+
+
+@pytest.mark.slow
+def test_plans_for_a_gpu_leave_early_too(tmp_path: Path) -> None:
+    path = tmp_path / "deep.penstock"
+    compile_model(
+        deep.model(), recipe="fp16-exits", max_drop="2%", max_loss=0.02, output=path, target="t4", engine="tensorrt",
+        cache=False,
+    )  # fmt: skip
+    manifest = open_artifact(path).manifest
+    assert manifest.depth is not None and manifest.depth["expected"] < 5
+    assert {(p["lowering"], p["evidence"], p["lazy"]) for p in manifest.flow} == {("bucketed", "structural", True)}
