@@ -23,6 +23,21 @@ _MUCH_SPREAD = 0.25  # half the distance of the 10th and 90th percentile; a quie
 _FEW_ROUNDS = 10  # fewer give no percentiles
 
 
+_EXIT_LOSSES = {
+    "agreement": "held-out rows that answer differently",
+    "cosine": "one minus the mean cosine of held-out rows",
+    "kl": "mean divergence of held-out rows, nats",
+    "row_quality": "mean drop of the rows' quality, held-out",
+}
+
+
+def _loss_kind(job: Job, winner: Candidate | None) -> str:
+    if job.spec.metric:
+        return "relative drop of the metric"
+    exits = job.exits.get(winner.variant) if winner else None
+    return _EXIT_LOSSES[exits.section["metric"]] if exits else "one minus the worst cosine"
+
+
 def verdict_row(job: Job, name: str, candidates: Sequence[Candidate], winner: Candidate | None) -> dict[str, Any]:
     """What came out, against which baseline, and whether that was the goal."""
     bound = job.settings.max_loss
@@ -38,7 +53,7 @@ def verdict_row(job: Job, name: str, candidates: Sequence[Candidate], winner: Ca
         "baseline": "",
         "loss": None,
         "max_loss": bound,
-        "loss_kind": "relative drop of the metric" if job.spec.metric else "one minus the worst cosine",
+        "loss_kind": _loss_kind(job, winner),
         "metric_before": None,
         "metric_after": None,
         "noise": "",
