@@ -7,6 +7,7 @@ import itertools
 import multiprocessing
 import sys
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
 from tests.backends.operators import FAMILIES
@@ -21,22 +22,17 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="keep what is found in matrix.json and MATRIX.md")
     given = parser.parse_args()
     engines, parts = given.engine or matrix.ENGINES, given.family or (*FAMILIES, "regions", "models")
-    jobs = [(engines, part, name) for part in parts for name in run.names(part)]
     made, count = matrix.read(), Counter[tuple[str, str]]()
     for engine, part in itertools.product(engines, parts):
         for row in made.get(part, {}).values():
             row.pop(engine, None)
-    spawn = multiprocessing.get_context("spawn")
-    # a worker that an engine takes down ends the run with BrokenProcessPool; a plain pool would wait for ever
-    with ProcessPoolExecutor(mp_context=spawn, max_tasks_per_child=40) as pool:
-        for (_, part, name), found in zip(jobs, pool.map(run.judge, jobs), strict=True):
-            sys.stderr.write(f"{part} {name}: {len(found)} cells\n")
-            for section, row, engine, column, verdict in found:
-                made.setdefault(section, {}).setdefault(row, {}).setdefault(engine, {})[column] = verdict
-                count[engine, matrix.kind(verdict)] += 1
-                if matrix.kind(verdict) in ("mismatch", "crash"):
-                    sys.stdout.write(f"{engine} {section} {column} {row}: {verdict}\n")
-                    sys.stdout.flush()
+    for part in parts:
+        for section, row, engine, column, verdict in _judged(engines, part):
+            made.setdefault(section, {}).setdefault(row, {}).setdefault(engine, {})[column] = verdict
+            count[engine, matrix.kind(verdict)] += 1
+            if matrix.kind(verdict) in ("mismatch", "crash"):
+                sys.stdout.write(f"{engine} {section} {column} {row}: {verdict}\n")
+                sys.stdout.flush()
     for part in parts:
         made[part] = {row: engines for row, engines in made.get(part, {}).items() if engines}
     if given.write:
@@ -44,6 +40,18 @@ def main() -> int:
     for (engine, kind), number in sorted(count.items()):
         sys.stdout.write(f"{engine:12} {kind:9} {number}\n")
     return int(any(kind in ("mismatch", "crash") for _, kind in count))
+
+
+def _judged(engines: Sequence[str], part: str) -> Iterator[tuple[str, str, str, str, str]]:
+    """A part's cells, as they come."""
+    jobs = [(engines, part, name) for name in run.names(part)]
+    spawn = multiprocessing.get_context("spawn")
+    # A worker that an engine takes down ends the run with BrokenProcessPool; a plain pool would wait for ever. Workers
+    # are fresh for each part: max_tasks_per_child hangs in Python 3.11 once all of them have reached it.
+    with ProcessPoolExecutor(mp_context=spawn) as pool:
+        for (_, _, name), found in zip(jobs, pool.map(run.judge, jobs), strict=True):
+            sys.stderr.write(f"{part} {name}: {len(found)} cells\n")
+            yield from found
 
 
 if __name__ == "__main__":
