@@ -17,6 +17,10 @@ class Reader(Protocol):
         """A whole number within bounds."""
         ...
 
+    def number(self, key: str, low: float, high: float) -> float:
+        """A number within bounds."""
+        ...
+
     def text(self, key: str) -> str:
         """A text."""
         ...
@@ -57,11 +61,13 @@ class Generation(Layout):
 
     Attributes:
         draft: layers of the engine ``draft``; 0: there is none.
-        ahead: tokens to draft before they are verified, where the command line does not say.
+        ahead: tokens to draft before they are verified, as planned when it was compiled; 0: drafts do not pay.
+        floor: a draft ends after a token of less probability.
     """
 
     draft: int = 0
     ahead: int = 0
+    floor: float = 0.0
 
     @property
     def stems(self) -> tuple[str, ...]:
@@ -82,4 +88,5 @@ def read_generation(entry: Reader, whole: Callable[[object, str], int]) -> Gener
         text=entry.text("text"),
         draft=entry.whole("draft", 0, sizes["layers"]),
         ahead=entry.whole("ahead", 0, 64),
+        floor=entry.number("floor", 0, 1),
     )

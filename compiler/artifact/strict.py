@@ -208,6 +208,13 @@ class JsonObject:
             raise fault(self.path(key), f"{found} is not within [{low}, {high}]")
         return found
 
+    def number(self, key: str, low: float, high: float) -> float:
+        """A number within bounds."""
+        found = self.take(key, float)
+        if not low <= found <= high:
+            raise fault(self.path(key), f"{found} is not within [{low:g}, {high:g}]")
+        return found
+
     def child(self, key: str) -> JsonObject:
         """An object within."""
         return JsonObject(self.take(key, dict), self.path(key))

@@ -7,20 +7,21 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from backends import WEIGHTS_FILE, Backend, BuildOptions, Engine, FlowProof
+from backends import WEIGHTS_FILE, Backend, BuildOptions, Engine, FlowProof, backend
 from backends.segments import build_engine, load_engine
 from compiler import artifact
 from compiler.artifact.generation import Generation
 from compiler.cost.targets import Target
 from compiler.events import Phases
-from compiler.generate.parts import DECODE, PREFILL, parts, share_weights
+from compiler.generate.drafting import Drafts, plan_drafts
+from compiler.generate.parts import DECODE, PREFILL, parts, share_weights, texts
 from compiler.generate.step import layout_of
 from compiler.job import Job, capture_model, optimise, refer
 from compiler.pipeline.recipe import Recipe, recipe
@@ -33,9 +34,6 @@ from compiler.spec import ModelSpec
 from ir import Graph, show
 from ir import weights as weight_files
 from ir.errors import LimitError, PenstockError, ResourceError, UsageError, VerificationError
-
-AHEAD = 4
-"""Tokens that `penstock run` drafts at once: about the best for tinylm with drafts of 2 or 3 of its 12 layers."""
 
 
 @dataclass(frozen=True)
@@ -85,15 +83,30 @@ def compile_generate(
         jobs[part.stem] = job.seen_from(target)
     candidates, winner = _race(jobs, backends, folder)
     graphs = {stem: job.graphs[winner.variant] for stem, job in jobs.items()}
-    section = Generation(
-        layout.layers, layout.kv_heads, layout.head_width, layout.context, layout.vocabulary, layout.ends, layout.text,
-        settings.draft, AHEAD if settings.draft else 0,
-    )  # fmt: skip
+    section = Generation(**asdict(layout), draft=settings.draft)
+    drafts = _planned(section, jobs, winner, folder, texts(spec, layout)) if settings.draft else None
+    if drafts is not None:
+        section = replace(section, ahead=drafts.ahead, floor=drafts.floor)
     with phases.phase("publish", "write, sync, rename"):
         job = jobs[DECODE]
         report = build_report(job, candidates, winner)
+        report |= {"drafts": asdict(drafts)} if drafts is not None else {}
         identity = _seal(folder, name, section, befores[PREFILL], graphs, job, chosen, winner, report)
     return Made(identity, graphs[PREFILL], job, candidates, winner, report)
+
+
+def _planned(
+    layout: Generation, jobs: Mapping[str, Job], winner: Candidate, folder: Path, tokens: torch.Tensor
+) -> Drafts:
+    """How far to draft, measured on the engines that were chosen."""
+    settings, phases = jobs[DECODE].settings, jobs[DECODE].phases
+    with phases.phase("drafts", "traces of the model's own text") as say, torch_threads(settings.threads):
+        with_ = backend(winner.backend)
+        engines = {stem: load_engine(folder, with_, settings.threads, stem) for stem in jobs}
+        dtype = dict(jobs[DECODE].graphs[winner.variant].arguments("input"))["cache_k_0"].tensor.dtype
+        found = plan_drafts(engines, layout, tokens, dtype)
+        say(found.text())
+    return found
 
 
 def _race(jobs: Mapping[str, Job], backends: Sequence[Backend], folder: Path) -> tuple[list[Candidate], Candidate]:

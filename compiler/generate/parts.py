@@ -61,6 +61,17 @@ def sample_tokens(spec: ModelSpec, layout: Layout) -> torch.Tensor:
     return flat.repeat(-(-2 * length // flat.numel()))[: 2 * length].reshape(2, length)
 
 
+def texts(spec: ModelSpec, layout: Layout, most: int = 8) -> torch.Tensor:
+    """Rows of the model's own tokens, int64 [rows, seq], spread over its calibration inputs; else its example."""
+    found = [t for inputs in spec.calibration for t in inputs.values() if isinstance(t, torch.Tensor)]
+    found = [t for t in found if t.dtype == torch.int64 and t.dim() == 2 and t.shape[1] > 1]
+    if not found:
+        return sample_tokens(spec, layout)
+    width = min(max(t.shape[1] for t in found), layout.context)
+    rows = torch.cat([t[:, :width] for t in found if t.shape[1] >= width])
+    return rows[torch.arange(min(most, len(rows))) * len(rows) // min(most, len(rows))]
+
+
 def _part(stem: str, step: Step, tokens: torch.Tensor, layout: Layout, name: str) -> Part:
     single = stem != PREFILL
     past = tokens.shape[1] - (1 if single else _NEW)

@@ -39,7 +39,8 @@ class Options:
         requests: a number per prompt that its random numbers hang on; 0, 1, ... when ``None``.
         stop: sequences that end an answer, which does not hold them.
         stream: called as ``stream(prompt number, tokens)`` as tokens come.
-        draft: verify so many drafted tokens at once; the answer stays what it is without. 0 or ``None``: no.
+        draft: verify so many drafted tokens at once; the answer stays what it is without. 0 or ``None``: no; ``True``:
+            as planned when the model was compiled, the floor too, which may be not at all.
         draft_floor: a draft ends early at a token of less probability.
         exit_at: tokens that the first layers give at least this probability are written by them alone; above 1 none
             is. ``None``: no exits.
@@ -53,8 +54,8 @@ class Options:
     requests: Sequence[int] | None = None
     stop: Sequence[str | bytes | Sequence[int]] = ()
     stream: Listener | None = None
-    draft: int | None = None
-    draft_floor: float = 0.0
+    draft: int | bool | None = None
+    draft_floor: float | None = None
     exit_at: float | None = None
     fill: str = "recompute"
 
@@ -66,7 +67,7 @@ class Options:
         """
         if self.draft is not None and not 0 <= self.draft <= _MOST_AHEAD:
             raise UsageError(f"draft is {self.draft} tokens; it must be 0 (none) to {_MOST_AHEAD}")
-        if not 0 <= self.draft_floor <= 1:
+        if self.draft_floor is not None and not 0 <= self.draft_floor <= 1:
             raise UsageError(f"draft_floor is {self.draft_floor}; it is a probability, 0 to 1")
         if self.exit_at is not None and not self.exit_at >= 0:
             raise UsageError(f"exit_at is {self.exit_at}; it is a probability, or more than 1 for no exit")
@@ -113,6 +114,7 @@ class Generator:
         sampling = Sampling(chosen.temperature, chosen.top_k, chosen.top_p, chosen.seed)
         rows = self._rows(len(listed), max_new_tokens, chosen)
         self._check_draft(chosen)
+        drafting = self._drafting(chosen)
         decoder = Decoder(self._engines, self.layout, self._dtype)
         remarks: tuple[str, ...] = ()
         if max_new_tokens == 0:
@@ -121,10 +123,10 @@ class Generator:
             return [self._answer(row, decoder, remarks) for row in rows]
         logits, kv = decoder.prefill(listed)
         alone = len(rows) == 1
-        if not alone and (chosen.draft or chosen.exit_at is not None):
+        if not alone and (drafting.ahead or chosen.exit_at is not None):
             remarks = ("drafts and exits are for one prompt at a time: this batch was decoded plainly",)
-        if alone and chosen.draft:
-            decode_by_drafts(decoder, rows[0], logits, kv, sampling, Drafting(chosen.draft, chosen.draft_floor))
+        if alone and drafting.ahead:
+            decode_by_drafts(decoder, rows[0], logits, kv, sampling, drafting)
         elif alone and chosen.exit_at is not None:
             decode_with_exits(decoder, rows[0], logits, kv, sampling, Exiting(chosen.exit_at, chosen.fill))
         else:
@@ -198,6 +200,13 @@ class Generator:
             raise UsageError(
                 "the artifact has no draft engine", hint="penstock compile MODEL --task generate --draft LAYERS"
             )
+
+    def _drafting(self, options: Options) -> Drafting:
+        planned = options.draft is True
+        floor = options.draft_floor
+        if floor is None:
+            floor = self.layout.floor if planned else 0.0
+        return Drafting(self.layout.ahead if planned else int(options.draft or 0), floor)
 
     def _answer(self, row: Row, decoder: Decoder, remarks: tuple[str, ...]) -> Answer:
         raw = bytes(row.tokens) if self.layout.text == "bytes" else None

@@ -65,7 +65,7 @@ def read_prompt(model: LoadedModel, prompt: str, options: Mapping[str, Any]) -> 
     layout = model.manifest.generate
     if layout is None:
         raise UsageError(f"{model.manifest.name} does not generate", hint="penstock compile MODEL --task generate")
-    chosen = {"draft": layout.ahead or None, **options}
+    chosen = {"draft": True if layout.draft else None, **options}
     if layout.text:
         return prompt, chosen
     chosen["stop"] = [_numbers(stop, "--stop") for stop in options.get("stop", ())]

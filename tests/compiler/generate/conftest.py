@@ -33,6 +33,7 @@ def written(small: TinyLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("compiler.generate.compile.interleave", clock(1.0))
         patch.setattr(select, "interleave", clock(1.0))
+        patch.setattr("compiler.generate.drafting.interleave", clock(1.0))
         penstock.compile(
             small, example_inputs={"tokens": torch.randint(0, 256, (2, 9))}, name="small", output=path,
             task="generate", draft=1, engine="onnxruntime", threads=1,
