@@ -53,6 +53,8 @@ def _fault(node: Node) -> str:
         return "a truth value made of several about sizes becomes a tensor; compare tensors instead"
     if node.op.name == "aten.narrow.Tensor":
         return "where it begins is a tensor, which torch.export cannot take back; use index_select"
+    if node.op.name.startswith("aten.upsample_bilinear") and node.result.tensor.dtype == torch.uint8:
+        return "torch rounds bytes in a way of its own here; interpolate floats"
     if node.op.name == "quantized_decomposed.dequantize_per_channel.default" and node.arg(2, "zero_points") is None:
         return "torch's compiler cannot dequantize channels without zero points; give zeros"
     domain = node.op.name.partition(".")[0]
