@@ -107,11 +107,17 @@ def std_mean(
     return torch.std(x, dim, correction=correction, keepdim=keepdim), torch.mean(x, dim, keepdim)
 
 
+def einsum(equation: str, tensors: Sequence[Tensor], *, path: Sequence[int] | None = None) -> Tensor:
+    """``torch.einsum``, which gives whole numbers of the width that it is given."""
+    return torch.ops.aten.einsum.default(equation, tensors, path=path).to(tensors[0].dtype)
+
+
 MENDED: Mapping[str, Callable[..., Any]] = {
     **{f"aten.floor_divide.{overload}": floor_divide for overload in ("default", "Scalar")},
     **{f"aten.div.{overload}_mode": div_mode for overload in ("Tensor", "Scalar")},
     **{f"aten.remainder.{overload}": remainder for overload in ("Tensor", "Scalar", "Scalar_Tensor")},
     **{f"aten.any.{overload}": any_ for overload in ("default", "dim", "dims")},
+    "aten.einsum.default": einsum,
     "aten.threshold.default": threshold,
     "aten.argmin.default": argmin,
     "aten.min.dim": min_dim,

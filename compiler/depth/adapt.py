@@ -1,9 +1,9 @@
 """Maps in front of the tail, one per exit, fitted so that an exit answers as all blocks would; no labels, frozen model.
 
 Closed form first: ridge regression from the features of an exit to those of the last block, in float64, the penalty
-chosen on the threshold part. Where the tail after the features is affine (a classifier's head), the map is also fitted
-as a head, by the divergence from the full model's probabilities; it is folded back into a map, so that the tail and
-the graph stay one. The better of the two on the threshold part stays, and each exit must beat, on that part, no map at
+chosen on samples that it was not fitted to. Where the tail after the features is affine (a classifier's head), the map
+is also fitted as a head, by the divergence from the full model's probabilities; it is folded back into a map, so that
+the tail and the graph stay one. The better of the two on those samples stays, and each exit must beat there no map at
 all (logit lens) and a map fitted to other samples' answers (random); else it keeps none.
 """
 
@@ -56,6 +56,31 @@ def check_counts(fit: int, threshold: int, report: int) -> None:
             f"where {LEAST_FIT}, {LEAST_THRESHOLD} and {LEAST_REPORT} are the least",
             hint="give more calibration inputs of your own; about 500 rows bound a loss of 1 %",
         )
+
+
+_EVEN = 1.5
+"""Times as likely as in an even spread that two tokens are equal: texts are far above it, in any vocabulary."""
+_PAIRS = 200
+
+
+def check_tokens(samples: Sequence[Mapping[str, Tensor]]) -> None:
+    """Refuse token numbers that were drawn at random: whatever thresholds they give would not hold in use.
+
+    Raises:
+        UsageError: the tokens of an input are spread evenly over all numbers up to the largest.
+    """
+    for name in sorted({n for s in samples for n, t in s.items() if t.dtype == torch.int64 and t.ndim == 2}):
+        tokens = torch.cat([s[name].flatten() for s in samples if name in s])
+        tokens = tokens[tokens != 0]  # paddings
+        if not len(tokens) or int(tokens.min()) < 0:
+            continue
+        counts = tokens.bincount().double()
+        equal, pairs, span = float((counts * (counts - 1)).sum()), len(tokens) * (len(tokens) - 1), int(tokens.max())
+        if span > 8 and pairs / span > _PAIRS and equal / pairs * span < _EVEN:
+            raise UsageError(
+                f"the samples of {name} look random: {len(tokens)} numbers spread evenly over 1..{span}",
+                hint="exits are calibrated on inputs like those in use; a text repeats its words",
+            )
 
 
 def ridge(x: Tensor, y: Tensor, penalties: Sequence[float]) -> list[Map]:
@@ -114,7 +139,7 @@ def _folded(made: Map, tail: Map) -> Map:
 
 
 Judge = Callable[[int, Map | None], float]
-"""Mean loss of an exit with a map, on the threshold part."""
+"""Mean loss of an exit with a map, on samples that chose nothing yet."""
 
 
 def adapt(
@@ -131,7 +156,7 @@ def adapt(
         features: of each exit on the fit part, [n, width].
         target: features of the last block there.
         answers: logits there, where the loss is one of classes; else ``None``.
-        judge: gives the loss on the threshold part.
+        judge: gives the loss on samples that are not among the features.
         seconds: after which exits that are left keep their closed form.
         seed: of the random control.
     """

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from compiler.cost.cost import estimate
 from compiler.cost.targets import Target
-from compiler.depth.adapt import SECONDS, Adapted, Map, adapt, check_counts
+from compiler.depth.adapt import SECONDS, Adapted, Map, adapt, check_counts, check_tokens
+from compiler.depth.gates import Gated, fit_gates, gate_scores
 from compiler.depth.planner import BATCHES, DepthPlan, Prices, plan
 from compiler.depth.tapped import RowQuality, Run, Tapped, loss_kind
 from compiler.depth.thresholds import SURE, EffortGrid, curve, effort_grid, histogram, quality
@@ -27,9 +28,14 @@ from ir.errors import UnsupportedError
 from passes.depth import Depth, with_maps
 from passes.depth_exits import THRESHOLDS, checked_exits, taps
 from passes.depth_parts import take_apart
+from passes.depth_scores import GATE
 
 PARTS = ("fit", "threshold", "report")
 MOST_EXITS = 6
+_CHOOSE = 4
+"""One in so many samples of the fit part chooses among maps."""
+_GATES_SAVE = 0.98
+"""Gates decide where the plan by them takes less than so much of the plan by the plain score."""
 Samples = Sequence[Mapping[str, Tensor]]
 DEFAULT_SCORES: Mapping[str, str] = {"cosine": "agreement", "agreement": "confidence", "kl": "confidence"}
 
@@ -106,6 +112,7 @@ def calibrate(
     at = checked_exits(at or _spread(depth), depth)
     counts = {name: _rows(samples[name], graph) for name in PARTS}
     check_counts(*(counts[name] for name in PARTS))
+    check_tokens([s for name in PARTS for s in samples[name]])
     first = score or "confidence"
     try:
         tapped = Tapped(graph, at, first)
@@ -119,7 +126,8 @@ def calibrate(
     for name in PARTS:
         runs[name] = tapped.run(samples[name])
         heard(f"{name}: {counts[name]} rows at every depth, {time.monotonic() - began:.0f} s")
-    adapted = _adapt(tapped, runs, kind, at, depth, row_quality, seconds)
+    fit, chosen_on = _fit_and_choose(runs)
+    adapted = _adapt(tapped, fit, chosen_on, kind, at, depth, row_quality, seconds)
     for exit_, why in adapted.why.items():
         heard(f"exit {exit_} keeps no map: {why}")
     bare = {n: tapped.traces(runs[n], kind, row_quality, depth) for n in ("threshold", "report")}
@@ -133,6 +141,13 @@ def calibrate(
         return Outcome(None, planned.why, told)
     if lens.exits and _seconds(lens) <= _seconds(planned):
         adapted, planned, traces = Adapted({}, {**adapted.disclosure, "kept": False}), lens, bare
+    gated = _gate(tapped, chosen_on if adapted.maps else runs["fit"], runs, adapted, kind, row_quality, budget, seconds)
+    if gated.gates and not score:
+        opened = {n: _by_gates(tapped, runs[n], t, gated) for n, t in traces.items()}
+        by_gates = plan(opened["threshold"], prices, budget, batches)
+        if by_gates.exits and _seconds(by_gates) < _GATES_SAVE * _seconds(planned):
+            first, planned, traces = GATE, by_gates, opened
+    heard(f"gates: {gated.why or _gates_told(planned, first)}")
     assert planned.descent is not None
     chosen = planned.descent.thresholds[planned.point]
     report = traces["report"].only(planned.exits)
@@ -144,9 +159,9 @@ def calibrate(
     layers = tuple(at[e] for e in planned.exits)
     grid = effort_grid(planned.descent)
     keep = {e: m for e, m in adapted.maps.items() if e in layers or (e == 0 and first == "agreement")}
-    depth_pass = with_maps(
-        Depth(mode="exit", at=layers, score=first, tau=tuple(float(np.float32(t)) for t in chosen)), keep
-    )
+    tau = tuple(float(np.float32(t)) for t in chosen)
+    gates = {e: gated.gates[e] for e in layers} if first == GATE else {}
+    depth_pass = with_maps(Depth(mode="exit", at=layers, score=first, tau=tau), keep, gates)
     section = {
         "criterion": first,
         "exits": list(layers),
@@ -168,6 +183,7 @@ def calibrate(
         "digest": data_digest([s for name in PARTS for s in samples[name]]),
         "planned": told["planned"],
         "adapt": dict(adapted.disclosure),
+        "gates": {**gated.disclosure, "kept": first == GATE, **({"why": gated.why} if gated.why else {})},
     }
     return Outcome(
         Exits(depth_pass, section, grid, runs["report"], kind, row_quality, budget), "", {**told, "section": section}
@@ -200,18 +216,54 @@ def _rows(samples: Samples, graph: Graph) -> int:
     return sum(len(s[name]) for s in samples)
 
 
+def _fit_and_choose(runs: Mapping[str, Sequence[Run]]) -> tuple[Sequence[Run], Sequence[Run]]:
+    """Samples that maps are fitted on, and those that choose among them: a quarter of the fit part.
+
+    What sets thresholds has then chosen nothing. With few samples it must do both.
+    """
+    fit = runs["fit"]
+    if len(fit) < 2 * _CHOOSE:
+        return fit, runs["threshold"]
+    return [r for i, r in enumerate(fit) if i % _CHOOSE], fit[::_CHOOSE]
+
+
+def _gate(
+    tapped: Tapped, own: Sequence[Run], runs: Mapping[str, Sequence[Run]], adapted: Adapted, kind: str,
+    row_quality: RowQuality | None, budget: float, seconds: float,
+) -> Gated:  # fmt: skip
+    """Gates on samples that their exits' maps were not fitted to."""
+    at = tapped.at
+    if tapped.features(own[:1], at[0]).ndim != 2:
+        return Gated(why="the tail has no features of one row")
+    good = []
+    for part in (own, runs["threshold"]):
+        losses = tapped.traces(tapped.mapped(part, adapted.maps), kind, row_quality, at[-1] + 1).losses
+        good.append({e: torch.from_numpy(losses[:, i] <= budget) for i, e in enumerate(at)})
+    seen = [{e: tapped.features(part, e) for e in at} for part in (own, runs["threshold"])]
+    return fit_gates(seen[0], good[0], seen[1], good[1], seconds)
+
+
+def _by_gates(tapped: Tapped, runs: Sequence[Run], traces: Traces, gated: Gated) -> Traces:
+    scores = [gate_scores(gated.gates[e], tapped.features(runs, e)) for e in tapped.at]
+    return Traces(torch.stack(scores, 1).double().numpy(), traces.losses, traces.layers, traces.blocks)
+
+
+def _gates_told(planned: DepthPlan, first: str) -> str:
+    return "they decide" if first == GATE else f"no cheaper than the {first} of an answer, which decides"
+
+
 def _adapt(
-    tapped: Tapped, runs: Mapping[str, Sequence[Run]], kind: str, at: Sequence[int], depth: int,
+    tapped: Tapped, fit: Sequence[Run], chosen_on: Sequence[Run], kind: str, at: Sequence[int], depth: int,
     row_quality: RowQuality | None, seconds: float,
 ) -> Adapted:  # fmt: skip
-    target = tapped.features(runs["fit"], depth)
+    target = tapped.features(fit, depth)
     if target.ndim != 2:
         return Adapted({}, {"kept": False, "why": "the tail has no features of one row: exits answer through it bare"})
-    answers = tapped.full(runs["fit"], tapped.names[0]) if kind != "cosine" else None
-    own = {e: tapped.features(runs["fit"], e) for e in at}
+    answers = tapped.full(fit, tapped.names[0]) if kind != "cosine" else None
+    own = {e: tapped.features(fit, e) for e in at}
 
     def judge(exit_: int, map_: Map | None) -> float:
-        found = tapped.mapped(runs["threshold"], {} if map_ is None else {exit_: map_})
+        found = tapped.mapped(chosen_on, {} if map_ is None else {exit_: map_})
         losses = tapped.traces(found, kind, row_quality, depth).losses
         return float(losses[:, list(at).index(exit_)].mean())
 

@@ -44,7 +44,8 @@ class Tapped:
         Raises:
             UnsupportedError: it has none, or mixes rows.
         """
-        self._graph, self._at, self._score = graph, tuple(at), score
+        self._graph, self._score = graph, score
+        self.at = tuple(at)
         self._taps = taps(graph, at, score, features=True)
         self.names = [o.name for o in graph.outputs if o.kind == "output"]
         self._heard = heard or (lambda done: None)
@@ -71,14 +72,14 @@ class Tapped:
     def mapped(self, runs: Sequence[Run], maps: Mapping[int, Map]) -> list[Run]:
         """What the same samples give with maps; an exit without one answers through the bare tail."""
         if self._tail is None:
-            width = int(runs[0].results[f"trace:depth.feature.{self._at[0]}"].shape[-1])
+            width = int(runs[0].results[f"trace:depth.feature.{self.at[0]}"].shape[-1])
             self._none = (torch.eye(width), torch.zeros(width))
-            graph = taps(self._graph, self._at, self._score, dict.fromkeys(self._at, self._none), features=True)
-            keys = [k for e in (0, *self._at) if (k := f"trace:depth.feature.{e}") in runs[0].results]
+            graph = taps(self._graph, self.at, self._score, dict.fromkeys(self.at, self._none), features=True)
+            keys = [k for e in (0, *self.at) if (k := f"trace:depth.feature.{e}") in runs[0].results]
             want = [o.key for o in graph.outputs if o.key.startswith(("trace:depth.answer", "trace:depth.score"))]
             self._tail = _Partial(graph, keys, want)
         weights: dict[str, Tensor] = {}
-        for exit_ in self._at:
+        for exit_ in self.at:
             weight, bias = maps.get(exit_, self._none)
             weights |= {f"depth.map.{exit_}.weight": weight.float(), f"depth.map.{exit_}.bias": bias.float()}
         tail = self._tail
@@ -93,11 +94,11 @@ class Tapped:
         """Scores and losses of all rows."""
         scores, losses = [], []
         for run in runs:
-            scores.append(torch.stack([run.results[f"trace:depth.score.{e}"] for e in self._at], 1).double())
+            scores.append(torch.stack([run.results[f"trace:depth.score.{e}"] for e in self.at], 1).double())
             full = {n: run.results[n] for n in self.names}
-            told = [self._loss(run, e, full, kind, quality) for e in self._at]
+            told = [self._loss(run, e, full, kind, quality) for e in self.at]
             losses.append(torch.stack(told, 1).double())
-        return Traces(_numpy(scores), _numpy(losses), self._at, blocks)
+        return Traces(_numpy(scores), _numpy(losses), self.at, blocks)
 
     def _loss(self, run: Run, exit_: int, full: Mapping[str, Tensor], kind: str, quality: RowQuality | None) -> Tensor:
         answer = {n: run.results.get(f"trace:depth.answer.{exit_}.{n}", t) for n, t in full.items()}

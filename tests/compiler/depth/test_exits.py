@@ -82,7 +82,8 @@ def test_the_section_tells_everything_that_was_promised(model: LoadedModel) -> N
     assert section["blocks"] == 6 and sum(section["histogram"]) == section["samples"]["report"]
     assert section["loss"] <= 0.04 and section["threshold_bound"] <= section["budget"] == 0.02
     assert section["curve"][-1]["loss"] == 0 and len(section["digest"]) == 64
-    assert section["adapt"]["rows"] == section["samples"]["fit"]
+    assert 0 < section["adapt"]["rows"] < section["samples"]["fit"], "a quarter chooses among maps"
+    assert "kept" in section["gates"]
 
 
 def test_a_grid_that_was_tampered_with_is_not_read(model: LoadedModel) -> None:
