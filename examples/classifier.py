@@ -1,26 +1,28 @@
-"""Which module of the standard library does a docstring come from? A linear head on the frozen MiniLM.
+"""Which module of the standard library does a docstring come from? A linear head on MiniLM, trained with exits in mind.
 
 `model()` is what `penstock compile examples/classifier.py` calls. The encoder comes from the installed package
-(`examples.minilm`); only the head is stored here. ``python -m examples.train_classifier`` fits it.
+(`examples.minilm`); the checkpoint holds the head and low-rank changes of the encoder's weights (`examples.adapter`),
+both from ``python -m examples.train_classifier``.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 import penstock
+from examples import adapter
 from examples.docstrings import Text, read_texts
 from examples.minilm import Encoder, SentenceEmbedding, sentence_embedding
 from examples.trained import FOLDER, read_checkpoint
 
 CHECKPOINT = FOLDER / "classifier.safetensors"
-FORMAT = "docstring classifier 1"
+FORMAT = "docstring classifier 2"
 LONGEST = 128
 """Tokens of a text; the rest is cut."""
 WIDTH = 384
@@ -43,17 +45,19 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class Head:
-    """A fitted head: weight float32 [classes, 384], bias [classes], and the class of every row."""
+    """A fitted head: weight float32 [classes, 384], bias [classes], the class of each row; changes of the encoder."""
 
     classes: tuple[str, ...]
     weight: Tensor
     bias: Tensor
+    changes: Mapping[str, Tensor] = field(default_factory=dict)
 
     def pack(self, notes: Mapping[str, str]) -> bytes:
         """A safetensors file."""
         from safetensors.torch import save
 
         weights = {"weight": self.weight.contiguous(), "bias": self.bias.contiguous()}
+        weights |= {f"encoder.{name}": tensor for name, tensor in self.changes.items()}
         return save(weights, {"format": FORMAT, "classes": json.dumps(self.classes), **notes})
 
 
@@ -65,12 +69,15 @@ def load_head(path: Path | str = CHECKPOINT) -> Head:
         ir.errors.UntrustedError: it is no safetensors file, or not such a head.
     """
     metadata, weights = read_checkpoint(Path(path), FORMAT, _wanted, "python -m examples.train_classifier")
-    return Head(_read_classes(metadata), weights["weight"], weights["bias"])
+    changes = {name.removeprefix("encoder."): w for name, w in weights.items() if name.startswith("encoder.")}
+    return Head(_read_classes(metadata), weights["weight"], weights["bias"], changes)
 
 
 def _wanted(metadata: Mapping[str, str]) -> dict[str, Tensor]:
     count = len(_read_classes(metadata))
-    return {"weight": torch.empty(count, WIDTH), "bias": torch.empty(count)}
+    changes = adapter.wanted(sentence_embedding().encoder)
+    head = {"weight": torch.empty(count, WIDTH), "bias": torch.empty(count)}
+    return head | {f"encoder.{name}": tensor for name, tensor in changes.items()}
 
 
 def _read_classes(metadata: Mapping[str, str]) -> tuple[str, ...]:
@@ -113,8 +120,9 @@ def spread(texts: Sequence[Text], most: int) -> list[Text]:
 
 
 def classifier(head: Head) -> Classifier:
-    """The frozen encoder with this head, in eval mode."""
+    """The encoder with this head and its changes, in eval mode."""
     made = Classifier(sentence_embedding(), len(head.classes))
+    adapter.merge(made.embedding.encoder, head.changes)
     with torch.no_grad():
         made.head.weight.copy_(head.weight)
         made.head.bias.copy_(head.bias)

@@ -1,21 +1,20 @@
-"""The docstring classifier: its texts, the fit of its head, and what is taken for a head."""
+"""The docstring classifier: its texts, its training, and what is taken for a checkpoint."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from zlib import crc32
 
 import pytest
 import torch
 from safetensors.torch import save
 from torch import nn
 
-from examples import train_classifier
-from examples.classifier import FORMAT, WIDTH, Accuracy, Head, load_head, spread
+from examples import adapter, classifier, train_classifier
+from examples.classifier import FORMAT, WIDTH, Accuracy, Head, load_head, metric, spread
 from examples.docstrings import MOST, Text, read_texts, richest
-from examples.train_classifier import PARTS, fit, quality
+from examples.minilm import SentenceEmbedding, sentence_embedding
+from examples.train_classifier import PARTS
 from ir.errors import UntrustedError, UsageError
 
 CLASSES = ("mailbox", "tarfile")
@@ -58,51 +57,67 @@ def test_shared_texts_and_too_many_texts_are_left_out(tmp_path: Path) -> None:
         richest(found, 4)
 
 
-def test_the_head_separates_what_can_be_separated() -> None:
-    generator = torch.Generator().manual_seed(0)
-    centres = torch.randn(4, 16, generator=generator)
-    labels = torch.arange(200) % 4
-    x = centres[labels] + 0.2 * torch.randn(200, 16, generator=generator)
-    classes = ("a", "b", "c", "d")
-    nothing = Head(classes, torch.zeros(4, 16), torch.zeros(4))
-    head = fit(x[:100], labels[:100], nothing, 1e-4)
-    texts = [Text("names b only", classes[label]) for label in labels[100:]]
-    got = quality(head, x[100:], labels[100:], texts, "a")
-    assert got["accuracy"] == got["accuracy_top_3"] == 1.0
-    assert got["always_the_commonest"] == got["the_module_it_names"] == 0.25
-    strict = fit(x[:100], labels[:100], head, 1.0)
-    assert strict.weight.norm() < head.weight.norm()
-    torch.testing.assert_close(strict.weight, fit(x[:100], labels[:100], nothing, 1.0).weight, rtol=1e-3, atol=1e-4)
+def small_encoder() -> SentenceEmbedding:
+    """Stands for MiniLM: two layers of its width."""
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(1)
+    config = BertConfig(hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
+    return SentenceEmbedding(BertModel(config, add_pooling_layer=False)).eval()
 
 
-def bag_of_words(texts: Sequence[Text]) -> torch.Tensor:
-    """Stands for the encoder: float32 [texts, WIDTH]."""
-    rows = torch.zeros(len(texts), WIDTH)
-    for row, text in zip(rows, texts, strict=True):
-        for word in text.text.split():
-            row[crc32(word.encode()) % WIDTH] += 1
-    return nn.functional.normalize(rows, dim=-1)
+def test_changes_are_nothing_at_first_and_merge_into_the_weights() -> None:
+    plain, changed, merged = (small_encoder().encoder for _ in range(3))
+    inputs = {"input_ids": torch.arange(12).reshape(2, 6), "attention_mask": torch.ones(2, 6, dtype=torch.int64)}
+    changes = adapter.attach(changed)
+    assert len(changes) == 12 and {p.requires_grad for p in plain.parameters()} == {True}
+    assert torch.equal(changed(**inputs).last_hidden_state, plain(**inputs).last_hidden_state)
+    for low in changes.values():
+        torch.nn.init.normal_(low.b, std=0.05)
+        low.a.data, low.b.data = low.a.data.half().float(), low.b.data.half().float()
+    packed = adapter.pack(changes)
+    assert {n: (t.shape, t.dtype) for n, t in packed.items()} == {
+        n: (t.shape, t.dtype) for n, t in adapter.wanted(merged).items()
+    }
+    adapter.merge(merged, packed)
+    got, want = (m(**inputs).last_hidden_state for m in (merged, changed))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(got, plain(**inputs).last_hidden_state, atol=1e-2)
 
 
-def test_the_command_writes_a_head_and_what_made_it(
+def test_every_layer_learns_and_the_last_is_no_pupil_of_the_others() -> None:
+    logits = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    labels = torch.tensor([0, 1, 2, 3])
+    alone = train_classifier.loss_of(logits, labels, 0.0)
+    (grad,) = torch.autograd.grad(alone, logits)
+    assert grad[:2].abs().max() == 0 and grad[2].abs().max() > 0
+    (both,) = torch.autograd.grad(train_classifier.loss_of(logits, labels, 1.0), logits)
+    assert both[:2].abs().amax((1, 2)).min() > 0
+    assert torch.equal(both[2], grad[2]), "what the last layer says is a target, not a weight"
+
+
+def test_the_command_writes_a_checkpoint_and_what_made_it(
     tmp_path: Path, texts: list[Text], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(train_classifier, "embeddings", bag_of_words)
+    monkeypatch.setattr(train_classifier, "sentence_embedding", small_encoder)
+    monkeypatch.setattr(classifier, "sentence_embedding", small_encoder)
+    texts = spread(texts, 90)
     monkeypatch.setattr(train_classifier, "read_texts", lambda modules=None: texts)
     out = tmp_path / "head.safetensors"
     assert train_classifier.main(["--classes", "3", "--out", str(out)]) == 2
     assert "2 modules have docstrings, not 3" in capsys.readouterr().err
-    assert train_classifier.main(["--classes", "2", "--out", str(out)]) == 0
+    assert (
+        train_classifier.main(["--classes", "2", "--epochs", "2", "--tokens", "16", "--batch", "8", "--out", str(out)])
+        == 0
+    )
     head, report = load_head(out), json.loads(out.with_suffix(".json").read_text())
     assert report["classes"] == {name: sum(text.module == name for text in texts) for name in CLASSES}
-    held_out = [text for text in texts if text.part == "held_out"]
-    chosen = nn.functional.linear(bag_of_words(held_out), head.weight, head.bias).argmax(-1)
-    right = sum(CLASSES[row] == text.module for row, text in zip(chosen.tolist(), held_out, strict=True))
-    assert report["held_out"]["accuracy"] == pytest.approx(right / len(held_out), abs=1e-4)
-    assert report["held_out"]["texts"] == len(held_out)
-    assert report["held_out"]["accuracy"] > report["held_out"]["always_the_commonest"]
-    losses = {row["penalty"]: row["validation_cross_entropy"] for row in report["penalties"]}
-    assert report["penalty"] == min(losses, key=lambda penalty: losses[penalty])
+    assert [row["epoch"] for row in report["curve"]] == [1, 2]
+    held_out = report["held_out"]
+    assert len(held_out["accuracy_by_layer"]) == 2 and held_out["agreement_by_layer"][-1] == 1
+    assert held_out["accuracy_by_layer"][-1] == held_out["accuracy"]
+    found = metric(head, texts, 10**6)(classifier.classifier(head))
+    assert found == pytest.approx(held_out["accuracy"], abs=0.02), "the checkpoint is what was judged"
 
 
 def test_accuracy_counts_right_rows() -> None:
@@ -121,12 +136,14 @@ def test_spread_is_even_and_ordered(texts: list[Text]) -> None:
 
 
 def test_a_head_comes_back(tmp_path: Path) -> None:
-    head = Head(CLASSES, torch.randn(2, WIDTH), torch.randn(2))
+    changes = {n: torch.randn(t.shape).half() for n, t in adapter.wanted(sentence_embedding().encoder).items()}
+    head = Head(CLASSES, torch.randn(2, WIDTH), torch.randn(2), changes)
     path = tmp_path / "head.safetensors"
     path.write_bytes(head.pack({}))
     back = load_head(path)
     assert back.classes == CLASSES
     assert torch.equal(back.weight, head.weight) and torch.equal(back.bias, head.bias)
+    assert back.changes.keys() == changes.keys() and all(torch.equal(back.changes[n], t) for n, t in changes.items())
 
 
 @pytest.mark.parametrize("classes", ["", "{}", "[1, 2]", '["a"]', '["a", "a"]', '["a", "../b"]', '["a", "b", "c"]'])
