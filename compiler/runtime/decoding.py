@@ -40,10 +40,12 @@ class Exiting:
         fill: ``recompute``: the other layers run later, on all tokens they missed at once, with the next token that
             needs them; from then on the cache is what it would be without exits. ``copy``: they get the keys and
             values of the last layer that ran, and never see the token itself.
+        stop_below: a text ends where the layer that answers gives its likeliest token less probability.
     """
 
     threshold: float
     fill: str = "recompute"
+    stop_below: float = 0.0
 
 
 @dataclass
@@ -94,64 +96,92 @@ class Decoder:
         return logits[:, 0], kv
 
 
-def decode_plainly(decoder: Decoder, rows: Sequence[Row], logits: Tensor, kv: KeyValues, sampling: Sampling) -> None:
+def decode_plainly(
+    decoder: Decoder, rows: Sequence[Row], logits: Tensor, kv: KeyValues, sampling: Sampling, stop_below: float = 0.0
+) -> None:
     """Every row by one token per step; rows that are done leave the batch."""
     live = list(rows)
-    while live:
-        tokens = [sampling.choose(logits[i], row.request, row.step) for i, row in enumerate(live)]
-        going = [i for i, row in enumerate(live) if row.take(tokens[i]) and _room(decoder, row, kv, i)]
+    while True:
+        tokens, going = _taken(decoder, live, logits, kv, sampling, stop_below)
         if not going:
             return
         if len(going) < len(live):
             kv = kv.select(torch.tensor(going))
             live = [live[i] for i in going]
-        given = torch.tensor([[tokens[i]] for i in going])
-        found, kv = decoder.step(DECODE, given, kv)
+        found, kv = decoder.step(DECODE, tokens[going][:, None], kv)
         logits = found[:, 0]
 
 
-def decode_by_drafts(
-    decoder: Decoder, row: Row, logits: Tensor, kv: KeyValues, sampling: Sampling, drafting: Drafting
-) -> None:
-    """One row: the first layers draft tokens, one run of all layers verifies them (LayerSkip, 2404.16710).
+def _taken(
+    decoder: Decoder, live: Sequence[Row], logits: Tensor, kv: KeyValues, sampling: Sampling, stop_below: float = 0.0
+) -> tuple[Tensor, list[int]]:
+    """The next token of every row, int64 [batch], and the rows that go on after it.
 
-    A draft ends early at a token whose probability is below ``floor``: it would hardly stand. Greedy, the text is
-    that of ``decode_plainly``; sampling, it has the same distribution (rejection, 2211.17192).
+    A row whose likeliest token has less than ``stop_below`` is given up: what would come is hardly worth its time
+    (the stop of "When Neural Code Completion Models Size up the Situation", whose controller exits, stops, or goes on).
     """
-    token = sampling.choose(logits[0], row.request, row.step)
-    if not row.take(token):
-        return
-    while _room(decoder, row, kv, 0):
+    tokens = [sampling.choose(logits[i], row.request, row.step) for i, row in enumerate(live)]
+    lost = logits.softmax(-1).amax(-1) < stop_below if stop_below else torch.zeros(len(live), dtype=torch.bool)
+    going = []
+    for i, row in enumerate(live):
+        goes = row.end("unsure") if lost[i] else row.take(tokens[i])
+        if goes and _room(decoder, row, kv, i):
+            going.append(i)
+    return torch.tensor(tokens), going
+
+
+def decode_by_drafts(
+    decoder: Decoder, rows: Sequence[Row], logits: Tensor, kv: KeyValues, sampling: Sampling, drafting: Drafting
+) -> None:
+    """The first layers draft tokens, one run of all layers verifies them (LayerSkip, 2404.16710).
+
+    Rows of a batch draft together, until none of them is sure, and each keeps what stands. Greedy, the text of a row
+    is that of ``decode_plainly``; sampling, it has the same distribution (rejection, 2211.17192).
+    """
+    live = list(rows)
+    tokens, going = _taken(decoder, live, logits, kv, sampling)
+    while going:
+        if len(going) < len(live):
+            kv = kv.select(torch.tensor(going))
+        live, tokens = [live[i] for i in going], tokens[going]
         # a verified run gives one token more than was drafted
-        most = min(drafting.ahead, row.left - 1, decoder.layout.context - 1 - int(kv.positions[0]))
-        drafted, laws = _draft(decoder, row, token, kv, sampling, replace(drafting, ahead=most))
-        given = torch.tensor([[token, *drafted]])
+        most = min(drafting.ahead, max(row.left for row in live) - 1, decoder.layout.context - 1 - kv.longest)
+        drafted, laws = _draft(decoder, live, tokens, kv, sampling, replace(drafting, ahead=most))
+        given = torch.cat((tokens[:, None], drafted), dim=1)
         found, grown = decoder.step(PREFILL, given, kv, at=torch.arange(given.shape[1]))
-        accepted, token = verify_drafts(row, drafted, laws, found[0], sampling)
-        kv = grown.crop(kv.slots + accepted + 1)
-        for one in (*drafted[:accepted], token):
-            if not row.take(one):
-                return
+        accepted, going = torch.zeros(len(live), dtype=torch.int64), []
+        for i, row in enumerate(live):
+            mine = drafted[i, : row.left - 1].tolist()  # as many as it would have drafted alone
+            stands, last = verify_drafts(row, mine, laws[i][: len(mine)], found[i, : len(mine) + 1], sampling)
+            accepted[i], tokens[i] = stands, last
+            if all(row.take(one) for one in (*mine[:stands], last)):
+                going.append(i)
+        kv = grown.accepted(kv.slots, accepted + 1, decoder.layout.context // 2)
+        going = [i for i in going if _room(decoder, live[i], kv, i)]
 
 
 def _draft(
-    decoder: Decoder, row: Row, token: int, kv: KeyValues, sampling: Sampling, drafting: Drafting
-) -> tuple[list[int], list[Tensor]]:
-    """Tokens that the first layers would write next, and (sampling) the law that each was drawn from."""
+    decoder: Decoder, live: Sequence[Row], tokens: Tensor, kv: KeyValues, sampling: Sampling, drafting: Drafting
+) -> tuple[Tensor, list[list[Tensor]]]:
+    """Tokens that the first layers would write next, int64 [batch, drafted], and (sampling) the laws of each row's."""
     shallow = kv.first(decoder.layout.draft)
-    drafted: list[int] = []
-    laws: list[Tensor] = []
-    while len(drafted) < drafting.ahead:
-        found, shallow = decoder.step(DRAFT, torch.tensor([[token]]), shallow)
+    drafted: list[Tensor] = []
+    laws: list[list[Tensor]] = [[] for _ in live]
+    sure = torch.ones(len(live), dtype=torch.bool)
+    while len(drafted) < drafting.ahead and bool(sure.any()):
+        found, shallow = decoder.step(DRAFT, tokens[:, None], shallow)
         if sampling.greedy:
-            token = int(found[0, 0].argmax())
+            tokens = found[:, 0].argmax(-1)
         else:
-            laws.append(sampling.probabilities(found[0, 0]))
-            token = draw(laws[-1], float(sampling.uniforms(row.request, row.step + len(drafted), 1, _DRAFTING)[0]))
-        drafted.append(token)
-        if drafting.floor and float(found[0, 0].softmax(-1)[token]) < drafting.floor:
-            break
-    return drafted, laws
+            for i, law in enumerate(laws):
+                law.append(sampling.probabilities(found[i, 0]))
+            at = len(drafted)
+            chance = [sampling.uniforms(row.request, row.step + at, 1, _DRAFTING) for row in live]
+            tokens = torch.tensor([draw(law[-1], float(u[0])) for law, u in zip(laws, chance, strict=True)])
+        drafted.append(tokens)
+        if drafting.floor:
+            sure &= found[:, 0].softmax(-1).gather(1, tokens[:, None])[:, 0] >= drafting.floor
+    return torch.stack(drafted, 1) if drafted else tokens.new_zeros(len(live), 0), laws
 
 
 def verify_drafts(
@@ -173,23 +203,38 @@ def verify_drafts(
 
 
 def decode_with_exits(
-    decoder: Decoder, row: Row, logits: Tensor, kv: KeyValues, sampling: Sampling, exiting: Exiting
+    decoder: Decoder, rows: Sequence[Row], logits: Tensor, kv: KeyValues, sampling: Sampling, exiting: Exiting
 ) -> None:
-    """One row: a token whose first layers are sure enough is written without the others."""
-    token = sampling.choose(logits[0], row.request, row.step)
+    """A token whose first layers are sure enough is written without the others.
+
+    Depth is synchronous: the others run for the whole batch where one row is not sure. A row that is sure keeps the
+    first layers' answer even then, so its text does not depend on its batch.
+    """
+    live = list(rows)
     shallow = kv.first(decoder.layout.draft)
-    pending: list[int] = []
-    while row.take(token) and _room(decoder, row, shallow, 0):
-        pending.append(token)
-        found, shallow = decoder.step(DRAFT, torch.tensor([[token]]), shallow)
-        answer = found[0, 0]
-        if float(answer.softmax(-1).max()) < exiting.threshold:
-            given = torch.tensor([pending])
-            found, kv = decoder.step(PREFILL, given, kv, at=torch.tensor([len(pending) - 1]))
-            answer, pending, shallow = found[0, 0], [], kv.first(decoder.layout.draft)
+    pending: list[Tensor] = []
+    while True:
+        tokens, going = _taken(decoder, live, logits, shallow, sampling, exiting.stop_below)
+        if not going:
+            return
+        if len(going) < len(live):
+            index = torch.tensor(going)
+            kv, shallow, pending = kv.select(index), shallow.select(index), [p[index] for p in pending]
+            live, tokens = [live[i] for i in going], tokens[index]
+        pending.append(tokens)
+        found, shallow = decoder.step(DRAFT, tokens[:, None], shallow)
+        logits = found[:, 0]
+        best = logits.softmax(-1).amax(-1)
+        # who is given up need not wait for the other layers
+        unsure = (best < exiting.threshold) & ~(best < exiting.stop_below)
+        if bool(unsure.any()):
+            at = torch.tensor([len(pending) - 1])
+            found, full = decoder.step(PREFILL, torch.stack(pending, 1), kv, at=at)
+            logits = torch.where(unsure[:, None], found[:, 0], logits)
+            kv = kv.copied(shallow).where(unsure, full) if exiting.fill == "copy" else full
+            shallow, pending = kv.first(decoder.layout.draft), []
         elif exiting.fill == "copy":
             kv, pending = kv.copied(shallow), []
-        token = sampling.choose(answer, row.request, row.step)
 
 
 def _room(decoder: Decoder, row: Row, kv: KeyValues, at: int) -> bool:

@@ -45,6 +45,8 @@ class Options:
         exit_at: tokens that the first layers give at least this probability are written by them alone; above 1 none
             is. ``None``: no exits.
         fill: what the other layers keep of such tokens, see ``Exiting``.
+        stop_below: an answer is given up where its likeliest token has less probability than this, by the first layers
+            already with ``exit_at``; its ``finish`` is ``unsure``.
     """
 
     temperature: float = 0.0
@@ -58,6 +60,7 @@ class Options:
     draft_floor: float | None = None
     exit_at: float | None = None
     fill: str = "recompute"
+    stop_below: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant.
@@ -71,6 +74,10 @@ class Options:
             raise UsageError(f"draft_floor is {self.draft_floor}; it is a probability, 0 to 1")
         if self.exit_at is not None and not self.exit_at >= 0:
             raise UsageError(f"exit_at is {self.exit_at}; it is a probability, or more than 1 for no exit")
+        if not 0 <= self.stop_below <= 1:
+            raise UsageError(f"stop_below is {self.stop_below}; it is a probability, 0 to 1")
+        if self.draft and self.stop_below:
+            raise UsageError("draft and stop_below do not go together")
         if self.fill not in FILLS:
             raise UsageError(f"fill is {self.fill!r}", hint=nearest(self.fill, list(FILLS)))
         if self.draft and self.exit_at is not None:
@@ -116,22 +123,19 @@ class Generator:
         self._check_draft(chosen)
         drafting = self._drafting(chosen)
         decoder = Decoder(self._engines, self.layout, self._dtype)
-        remarks: tuple[str, ...] = ()
         if max_new_tokens == 0:
             for row in rows:
                 row.end("length")
-            return [self._answer(row, decoder, remarks) for row in rows]
+            return [self._answer(row, decoder) for row in rows]
         logits, kv = decoder.prefill(listed)
-        alone = len(rows) == 1
-        if not alone and (drafting.ahead or chosen.exit_at is not None):
-            remarks = ("drafts and exits are for one prompt at a time: this batch was decoded plainly",)
-        if alone and drafting.ahead:
-            decode_by_drafts(decoder, rows[0], logits, kv, sampling, drafting)
-        elif alone and chosen.exit_at is not None:
-            decode_with_exits(decoder, rows[0], logits, kv, sampling, Exiting(chosen.exit_at, chosen.fill))
+        if drafting.ahead:
+            decode_by_drafts(decoder, rows, logits, kv, sampling, drafting)
+        elif chosen.exit_at is not None:
+            exiting = Exiting(chosen.exit_at, chosen.fill, chosen.stop_below)
+            decode_with_exits(decoder, rows, logits, kv, sampling, exiting)
         else:
-            decode_plainly(decoder, rows, logits, kv, sampling)
-        return [self._answer(row, decoder, remarks) for row in rows]
+            decode_plainly(decoder, rows, logits, kv, sampling, chosen.stop_below)
+        return [self._answer(row, decoder) for row in rows]
 
     def stream(self, prompt: Prompt, max_new_tokens: int = 128, **options: Any) -> Iterator[Tokens]:
         """As ``generate`` for one prompt: yields its tokens as they come. Errors come out of the iterator."""
@@ -208,6 +212,6 @@ class Generator:
             floor = self.layout.floor if planned else 0.0
         return Drafting(self.layout.ahead if planned else int(options.draft or 0), floor)
 
-    def _answer(self, row: Row, decoder: Decoder, remarks: tuple[str, ...]) -> Answer:
+    def _answer(self, row: Row, decoder: Decoder) -> Answer:
         raw = bytes(row.tokens) if self.layout.text == "bytes" else None
-        return Answer(tuple(row.tokens), row.finish, dict(decoder.calls), remarks, raw)
+        return Answer(tuple(row.tokens), row.finish, dict(decoder.calls), raw)

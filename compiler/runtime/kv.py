@@ -43,6 +43,36 @@ class KeyValues:
         """How many layers it is of."""
         return len(self.tensors) // 2
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the row that has most."""
+        return int(self.positions.max())
+
+    def accepted(self, before: int, counts: Tensor, waste: int) -> KeyValues:
+        """Of the tokens after the first ``before`` slots only so many of each row, int64 [batch].
+
+        Slots that some rows keep stay as paddings of the others; above ``waste`` of them the rows are packed.
+        """
+        most = int(counts.max())
+        made = self.crop(before + most)
+        mask = made.mask.clone()
+        mask[:, before:] &= torch.arange(most) < counts[:, None]
+        made = KeyValues(made.tensors, mask, made.positions - (most - counts))
+        return made.packed() if made.slots - made.longest > waste else made
+
+    def packed(self) -> KeyValues:
+        """With all paddings on the left of each row, and no more of them than the longest row asks for."""
+        order = self.mask.int().argsort(dim=1, stable=True)[:, self.slots - self.longest :]
+        mask = self.mask.gather(1, order)
+        wide = order[:, None, :, None]
+        tensors = {n: t.gather(2, wide.expand(-1, t.shape[1], -1, t.shape[3])) for n, t in self.tensors.items()}
+        return KeyValues(tensors, mask, self.positions)
+
+    def where(self, rows: Tensor, other: KeyValues) -> KeyValues:
+        """The other's keys and values for some rows, bool [batch], of the same tokens."""
+        chosen = rows[:, None, None, None]
+        return replace(self, tensors={n: torch.where(chosen, other.tensors[n], t) for n, t in self.tensors.items()})
+
     def fork(self) -> KeyValues:
         """One that lives on by itself: nothing is written over, so it can share what it has so far."""
         return replace(self, tensors=dict(self.tensors))

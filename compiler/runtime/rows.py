@@ -17,16 +17,15 @@ class Answer:
 
     Attributes:
         tokens: without the prompt, the end token or the stop sequence.
-        finish: ``length``, ``end`` (the model's own end), ``stop``, or ``context`` (no position is left).
+        finish: ``length``, ``end`` (the model's own end), ``stop``, ``context`` (no position is left), or ``unsure``
+            (given up, see ``stop_below``).
         calls: how often each engine ran for it, with the batch it was in.
-        remarks: what the user should know, such as an option that did not apply.
         raw: the tokens as bytes, where they are bytes.
     """
 
     tokens: Tokens
     finish: str
     calls: dict[str, int] = field(default_factory=dict)
-    remarks: tuple[str, ...] = ()
     raw: bytes | None = None
 
     @property

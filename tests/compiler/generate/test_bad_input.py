@@ -59,11 +59,6 @@ def test_drafts_need_a_draft_engine(engine: penstock.LoadedModel, monkeypatch: p
             engine.generate("a", 4, **options)
 
 
-def test_a_batch_is_decoded_plainly_and_says_so(engine: penstock.LoadedModel) -> None:
-    found = engine.generate(["a", "b"], 4, draft=2)
-    assert "one prompt at a time" in found[0].remarks[0]
-
-
 def test_other_artifacts_do_not_generate(artifact: Path, penstock: Run) -> None:
     from compiler.runtime.loaded import load
 
