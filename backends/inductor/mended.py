@@ -34,7 +34,9 @@ def floor_divide(a: Tensor, b: Tensor | float) -> Tensor:
     floor = torch.floor(quotient)
     floor = torch.where(quotient - floor > 0.5, floor + 1, floor)
     floor = torch.where(quotient == 0, torch.copysign(torch.zeros_like(quotient), x / y), floor)
-    return torch.where(y == 0, x / y, floor).to(dtype)
+    plain = x / y
+    # of numbers so far apart the vectorized fmod is NaN
+    return torch.where((y == 0) | (x.isfinite() & plain.isinf()), plain, floor).to(dtype)
 
 
 def remainder(a: Tensor | float, b: Tensor | float) -> Tensor:
@@ -64,8 +66,9 @@ def threshold(x: Tensor, threshold: float, value: float) -> Tensor:
 
 def any_(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """``torch.any``, which gives uint8 of uint8."""
-    found = torch.any(x, *args, **kwargs)
-    return found.to(torch.uint8) if x.dtype == torch.uint8 else found
+    return (
+        torch.any(x != 0, *args, **kwargs).to(torch.uint8) if x.dtype == torch.uint8 else torch.any(x, *args, **kwargs)
+    )
 
 
 def argmin(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
@@ -109,7 +112,8 @@ def std_mean(
 
 def einsum(equation: str, tensors: Sequence[Tensor], *, path: Sequence[int] | None = None) -> Tensor:
     """``torch.einsum``, which gives whole numbers of the width that it is given."""
-    return torch.ops.aten.einsum.default(equation, tensors, path=path).to(tensors[0].dtype)
+    wide = [t.to(torch.int64) for t in tensors] if not tensors[0].dtype.is_floating_point else list(tensors)
+    return torch.ops.aten.einsum.default(equation, wide, path=path).to(tensors[0].dtype)
 
 
 MENDED: Mapping[str, Callable[..., Any]] = {
