@@ -138,7 +138,7 @@ def publish(
             device=artifact.DeviceNeed(device.kind, device.capability),
             requires=dict(winner.requires),
             state=winner.state,
-            depth=job.exits[winner.variant].section if winner.variant in job.exits else None,
+            depth=report["depth"] or None,
             flow=tuple(asdict(proof) for proof in winner.flow),
         )
         return artifact.seal(folder, manifest)

@@ -17,13 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ir.errors import UsageError
-
 PENALTIES = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
 """Relative to the mean variance of the features."""
 HEAD_PENALTIES = (1e-2, 3e-3, 1e-3, 3e-4)
-LEAST_FIT, LEAST_THRESHOLD, LEAST_REPORT = 100, 50, 50
-"""Rows of each part, 200 in all (techniques.md 5.2)."""
 SECONDS = 120.0
 Map = tuple[Tensor, Tensor]
 """Weight [width, width] and bias [width], as for a linear."""
@@ -42,45 +38,6 @@ class Adapted:
     maps: Mapping[int, Map]
     disclosure: Mapping[str, Any] = field(default_factory=dict)
     why: Mapping[int, str] = field(default_factory=dict)
-
-
-def check_counts(fit: int, threshold: int, report: int) -> None:
-    """Refuse too few samples.
-
-    Raises:
-        UsageError: with the numbers there are, and those needed.
-    """
-    if fit < LEAST_FIT or threshold < LEAST_THRESHOLD or report < LEAST_REPORT:
-        raise UsageError(
-            f"exits need samples: {fit} rows to fit maps, {threshold} to set thresholds, {report} to report, "
-            f"where {LEAST_FIT}, {LEAST_THRESHOLD} and {LEAST_REPORT} are the least",
-            hint="give more calibration inputs of your own; about 500 rows bound a loss of 1 %",
-        )
-
-
-_EVEN = 1.5
-"""Times as likely as in an even spread that two tokens are equal: texts are far above it, in any vocabulary."""
-_PAIRS = 200
-
-
-def check_tokens(samples: Sequence[Mapping[str, Tensor]]) -> None:
-    """Refuse token numbers that were drawn at random: whatever thresholds they give would not hold in use.
-
-    Raises:
-        UsageError: the tokens of an input are spread evenly over all numbers up to the largest.
-    """
-    for name in sorted({n for s in samples for n, t in s.items() if t.dtype == torch.int64 and t.ndim == 2}):
-        tokens = torch.cat([s[name].flatten() for s in samples if name in s])
-        tokens = tokens[tokens != 0]  # paddings
-        if not len(tokens) or int(tokens.min()) < 0:
-            continue
-        counts = tokens.bincount().double()
-        equal, pairs, span = float((counts * (counts - 1)).sum()), len(tokens) * (len(tokens) - 1), int(tokens.max())
-        if span > 8 and pairs / span > _PAIRS and equal / pairs * span < _EVEN:
-            raise UsageError(
-                f"the samples of {name} look random: {len(tokens)} numbers spread evenly over 1..{span}",
-                hint="exits are calibrated on inputs like those in use; a text repeats its words",
-            )
 
 
 def ridge(x: Tensor, y: Tensor, penalties: Sequence[float]) -> list[Map]:

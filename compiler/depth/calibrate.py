@@ -16,11 +16,12 @@ from torch import Tensor
 
 from compiler.cost.cost import estimate
 from compiler.cost.targets import Target
-from compiler.depth.adapt import SECONDS, Adapted, Map, adapt, check_counts, check_tokens
+from compiler.depth.adapt import SECONDS, Adapted, Map, adapt
 from compiler.depth.gates import Gated, fit_gates, gate_scores
 from compiler.depth.planner import BATCHES, DepthPlan, Prices, plan
+from compiler.depth.samples import check_counts, check_scores, check_tokens
 from compiler.depth.tapped import RowQuality, Run, Tapped, loss_kind
-from compiler.depth.thresholds import SURE, EffortGrid, curve, effort_grid, histogram, quality
+from compiler.depth.thresholds import SURE, EffortGrid, curve, effort_grid, histogram, oracle_depth, quality
 from compiler.depth.traces import FIT, REPORT, THRESHOLD, Traces, data_digest, parts
 from ir import Graph, Value
 from ir.copy import copy_graph
@@ -62,6 +63,11 @@ class Exits:
     quality: RowQuality | None
     budget: float
 
+    def told(self, before: float | None, after: float | None) -> dict[str, Any]:
+        """The section, with the user's metric of the original and of the engine where there is one."""
+        known = before is not None and after is not None
+        return {**self.section, **({"task": {"before": before, "after": after}} if known else {})}
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -101,7 +107,7 @@ def calibrate(
         heard: hears of progress.
 
     Raises:
-        UsageError: too few samples, a score or loss that is not finite.
+        UsageError: too few samples, random ones, a score or loss that is not finite.
     """
     parts_ = take_apart(graph)
     if isinstance(parts_, str):
@@ -138,6 +144,8 @@ def calibrate(
     lens = plan(bare["threshold"], prices, budget, batches)
     told = _told(planned, lens, traces["threshold"], batches)
     if not planned.exits:
+        if planned.descent is None:  # no threshold holds the budget: for want of a score that knows anything?
+            check_scores(traces["threshold"], first)
         return Outcome(None, planned.why, told)
     if lens.exits and _seconds(lens) <= _seconds(planned):
         adapted, planned, traces = Adapted({}, {**adapted.disclosure, "kept": False}), lens, bare
@@ -152,9 +160,10 @@ def calibrate(
     chosen = planned.descent.thresholds[planned.point]
     report = traces["report"].only(planned.exits)
     held = quality(report, chosen)
-    noise = SURE * _standard_error(report, chosen)
-    if held.loss - noise > budget:
-        why = f"held-out samples lose {held.loss:.3g} (+- {noise:.2g}) where {budget:g} is allowed: exits are dropped"
+    spread = _standard_error(report, chosen)
+    if held.loss - SURE * spread > budget:
+        lost = f"{held.loss:.3g} (+- {SURE * spread:.2g})"
+        why = f"held-out samples lose {lost} where {budget:g} is allowed: exits are dropped"
         return Outcome(None, why, told)
     layers = tuple(at[e] for e in planned.exits)
     grid = effort_grid(planned.descent)
@@ -175,6 +184,8 @@ def calibrate(
         "expected": held.depth,
         "p95": held.p95,
         "loss": held.loss,
+        "loss_error": spread,
+        "oracle": oracle_depth(traces["report"], budget),
         "budget": budget,
         "metric": "row_quality" if row_quality else kind,
         "samples": counts,

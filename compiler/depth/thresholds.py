@@ -269,6 +269,12 @@ def quality(traces: Traces, thresholds: Floats) -> Quality:
     return Quality(len(traces), float(lost.mean()), bound, float(depths.mean()), p95)
 
 
+def oracle_depth(traces: Traces, budget: float) -> float:
+    """Mean blocks if every row left at the first exit where it loses no more than the budget: no score does better."""
+    good = np.concatenate([traces.losses <= budget, np.ones((len(traces), 1), bool)], 1)
+    return float(np.array([*traces.layers, traces.blocks])[good.argmax(1)].mean())
+
+
 def curve(traces: Traces, grid: EffortGrid) -> list[dict[str, float]]:
     """Quality against compute: effort, expected depth and mean loss, on samples that set no threshold."""
     found = [(effort, quality(traces, row)) for effort, row in zip(grid.efforts, grid.thresholds, strict=True)]

@@ -52,7 +52,7 @@ def build_report(
         "chosen": chosen_row(job, winner) if winner else {},
         "chosen_variant": variant,
         "candidates": [candidate_row(job, c, candidates, winner) for c in candidates],
-        "depth": dict(job.exits[variant].section) if variant in job.exits else {},
+        "depth": _depth(job, variant, winner),
         "flow": [asdict(proof) for proof in winner.flow] if winner else [],
         "variants": {v: variant_row(job, v) for v in job.records},
         **_prices(job, graph, before, variant, sizes),
@@ -66,6 +66,13 @@ def build_report(
     }
     found: dict[str, Any] = plain(report)
     return found
+
+
+def _depth(job: Job, variant: str, winner: Candidate | None) -> dict[str, Any]:
+    if variant not in job.exits:
+        return {}
+    loss = winner.loss if winner else None
+    return job.exits[variant].told(loss.base, loss.metric) if loss else dict(job.exits[variant].section)
 
 
 # --- the cost model ------------------------------------------------------------------------------

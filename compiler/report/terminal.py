@@ -140,10 +140,13 @@ def adaptive_lines(told: Mapping[str, Any]) -> list[str]:
     layers = [*told["exits"], told["blocks"]]
     leave = ", ".join(f"{layer}: {n / total:.0%}" for layer, n in zip(layers, told["histogram"], strict=True))
     thresholds = ", ".join(f"{e}: {_threshold(t)}" for e, t in zip(told["exits"], told["default"], strict=True))
+    error = f" +- {show_small(told['loss_error'])}" if "loss_error" in told else ""  # an older report has none
+    task = f"; metric {told['task']['before']:.4f} -> {told['task']['after']:.4f}" if "task" in told else ""
+    oracle = f" ({told['oracle']:.2f} if the first good answer were known)" if "oracle" in told else ""
     return [
-        f"rows leave early by {told['criterion']}: {told['expected']:.2f} of {told['blocks']} blocks expected, "
-        f"p95 {told['p95']:g}; held-out loss {show_small(told['loss'])} of {show_small(told['budget'])} allowed "
-        f"({told['metric']})",
+        f"rows leave early by {told['criterion']}: {told['expected']:.2f} of {told['blocks']} blocks expected{oracle}, "
+        f"p95 {told['p95']:g}; held-out loss {show_small(told['loss'])}{error} of {show_small(told['budget'])} allowed "
+        f"({told['metric']}){task}",
         f"rows that leave after block {leave}",
         f"thresholds after block {thresholds} (effort {told['default_effort']:.2f})",
     ]

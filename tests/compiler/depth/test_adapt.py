@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
-from compiler.depth.adapt import PENALTIES, adapt, affine_tail, check_counts, ridge
-from ir.errors import UsageError
+from compiler.depth.adapt import PENALTIES, adapt, affine_tail, ridge
 
 
 def _data(rows: int = 400, width: int = 12, noise: float = 0.1) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,10 +73,3 @@ def test_a_head_folded_into_a_map_answers_through_the_tail_as_the_head_would() -
 
     found = adapt({1: x}, target, answers, judge).disclosure["exits"][0]
     assert found["method"] == "head" and found["kept"] and found["loss"] < found["bare"]
-
-
-@pytest.mark.parametrize("counts", [(99, 50, 50), (100, 49, 50), (100, 50, 49), (0, 0, 0)])
-def test_too_few_samples_are_refused_with_the_numbers(counts: tuple[int, int, int]) -> None:
-    with pytest.raises(UsageError, match=f"{counts[0]} rows to fit maps, {counts[1]} to set thresholds"):
-        check_counts(*counts)
-    check_counts(100, 50, 50)

@@ -81,6 +81,8 @@ def test_the_section_tells_everything_that_was_promised(model: LoadedModel) -> N
     assert section is not None
     assert section["blocks"] == 6 and sum(section["histogram"]) == section["samples"]["report"]
     assert section["loss"] <= 0.04 and section["threshold_bound"] <= section["budget"] == 0.02
+    assert 0 < section["loss_error"] < 0.02 and 1 <= section["oracle"] <= section["expected"]
+    assert "task" not in section, "the model came without a metric"
     assert section["curve"][-1]["loss"] == 0 and len(section["digest"]) == 64
     assert 0 < section["adapt"]["rows"] < section["samples"]["fit"], "a quarter chooses among maps"
     assert "kept" in section["gates"]
@@ -170,7 +172,8 @@ def test_the_report_and_inspect_tell_where_rows_leave(model: LoadedModel, tmp_pa
     section = exits_of(str(folder))
     assert section is not None and section == model.manifest.depth
     lines = "\n".join(adaptive_lines(section))
-    assert "blocks expected" in lines and "thresholds after block" in lines
+    assert "blocks expected" in lines and "thresholds after block" in lines and " +- " in lines
+    assert "metric 0.8000 -> 0.7900" in adaptive_lines({**section, "task": {"before": 0.8, "after": 0.79}})[0]
     drawn = adaptive({"depth": section})
     assert sum(row["share"] for row in drawn["rows"]) == pytest.approx(1)
     assert adaptive({}) == {}

@@ -14,6 +14,7 @@ from compiler.depth.thresholds import (
     effort_grid,
     histogram,
     isotonic,
+    oracle_depth,
     quality,
     upper_bound,
 )
@@ -72,6 +73,14 @@ def test_thresholds_are_close_to_the_best_and_far_better_than_one_depth_for_all(
 def _blind(traces: Traces) -> Traces:
     rng = np.random.default_rng(5)
     return Traces(rng.random(traces.scores.shape), traces.losses, traces.layers, traces.blocks)
+
+
+def test_the_oracle_leaves_at_the_first_exit_that_will_do() -> None:
+    traces = _two([[0.0, 0.0]] * 3, [[0.0, 1.0], [0.5, 0.01], [0.5, 0.5]])
+    assert oracle_depth(traces, 0.01) == (1 + 2 + 3) / 3
+    made = easy_and_hard(4000)
+    found = descend(made)
+    assert oracle_depth(made, 0.0) == pytest.approx(3.5, abs=0.1) and oracle_depth(made, 0.0) < found.depths[1]
 
 
 def test_costs_decide_which_exits_are_used() -> None:
