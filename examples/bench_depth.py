@@ -1,7 +1,8 @@
 """Does depth pay? ``python -m examples.bench_depth [--parts curve,budget,generate] [--json FILE]``.
 
 curve     one engine with exits, sent out at each of its exits in turn: time against the share of layers that ran
-budget    exits calibrated to a budget, on held-out inputs, against our own full-depth engine, eager and torch.compile
+budget    exits calibrated to a budget, fp32 and int8, on held-out inputs, against our own full-depth engines, eager and
+          torch.compile; quality with standard errors, and what bounds it: the oracle's layers, the cost of exits
 generate  tokens a second: plain decoding, self-speculation, eager with its cache, torch.compile
 
 All of a part is timed in one process, interleaved; medians. ``layers / all`` is the ideal: a curve above it shows what
@@ -17,20 +18,23 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 
 import penstock
 from backends import WEIGHTS_FILE, BuildOptions, backend
 from compiler.capture.capture import capture
+from compiler.depth.tapped import Run, loss_kind, row_losses
 from compiler.pipeline.recipe import recipe
 from compiler.select.measure import torch_threads
 from examples.trained import write_aside
 from ir import Graph
+from ir.errors import PenstockError
 from ir.weights import save
 from passes.depth_exits import LAYERS, THRESHOLDS, insert_exits
 
@@ -38,8 +42,10 @@ Call = Callable[[], object]
 INF = float("inf")
 
 
-def in_turns(calls: Mapping[str, Call], seconds: float, least: int = 9) -> dict[str, float]:
-    """Median milliseconds of each call, all taking turns."""
+def in_turns(
+    calls: Mapping[str, Call], seconds: float, least: int = 9, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
+    """Median milliseconds of each call by a clock, all taking turns."""
     for call in calls.values():
         call()
     taken: dict[str, list[float]] = {name: [] for name in calls}
@@ -47,9 +53,9 @@ def in_turns(calls: Mapping[str, Call], seconds: float, least: int = 9) -> dict[
     while min(map(len, taken.values())) < least or time.perf_counter() < end:
         for name, call in calls.items():
             time.sleep(0.005)  # threads of the engine before it stop spinning
-            start = time.perf_counter()
+            start = clock()
             call()
-            taken[name].append(1e3 * (time.perf_counter() - start))
+            taken[name].append(1e3 * (clock() - start))
     return {name: statistics.median(times) for name, times in taken.items()}
 
 
@@ -108,65 +114,130 @@ def curve(args: argparse.Namespace) -> list[dict[str, Any]]:
 # --- exits to a budget ---------------------------------------------------------------------------
 
 
+VARIANTS: Mapping[str, str] = {"fp32": "", "int8": "", "exits": "fp32", "int8-exits": "int8"}
+"""Each with the variant that computes the same at all blocks, if that is another."""
+
+
 def budget(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """MiniLM and the classifier on inputs that no fit, threshold or choice has seen."""
+    """MiniLM and the classifier on their report parts: inputs that no fit, threshold or choice has seen."""
     rows = []
     for model in ("minilm", "classifier"):
         spec = import_module(f"examples.{model}").model()
         with tempfile.TemporaryDirectory() as scratch:
             engines: dict[str, Any] = {}
-            for name, recipe_, drop in (
-                ("full", "fp32+int8", None),
-                ("exits", "fp32+int8+exits+int8-exits", args.max_drop),
-            ):
-                made = penstock.compile(
-                    spec, output=Path(scratch) / f"{name}.penstock", recipe=recipe_, threads=args.threads, max_drop=drop
-                )
-                engines[name] = penstock.load(made.path, threads=args.threads)
-            told = engines["exits"].manifest.depth
-            rows += [_on_held_out(model, spec, engines, told, batch, args) for batch in (1, 8)]
+            for name in VARIANTS:
+                path = Path(scratch) / f"{name}.penstock"
+                try:
+                    made = penstock.compile(
+                        spec, output=path, recipe=name, threads=args.threads, max_drop=args.max_drop
+                    )
+                except PenstockError as error:  # int8 may lose more than is allowed
+                    print(f"budget {model:10} {name}: {error.what}")
+                else:
+                    engines[name] = penstock.load(made.path, threads=args.threads)
+            quality = {name: _quality(spec, engine) for name, engine in engines.items()}
+            for name, told in quality.items():
+                print(f"budget {model:10} {name}: {told}")
+            rows += [_timed(model, spec, engines, quality, batch, args) for batch in (1, 8)]
     return rows
 
 
-def _on_held_out(
-    model: str, spec: penstock.ModelSpec, engines: Mapping[str, Any], told: Any, batch: int, args: argparse.Namespace
-) -> dict[str, Any]:
-    """Time over all held-out inputs in turn, and the quality on them."""
-    given = _held_out(model, batch)
-    compiled = torch.compile(spec.model, dynamic=True)
-    calls: dict[str, Call] = {
-        "eager": lambda: [spec.model(**i) for i in given],
-        "torch.compile": lambda: [compiled(**i) for i in given],
-        "full": lambda: [engines["full"](**i) for i in given],
-        "exits": lambda: [engines["exits"](**i) for i in given],
+def _quality(spec: penstock.ModelSpec, engine: Any) -> dict[str, Any]:
+    """What an engine says on the report part, each number with its standard error.
+
+    ``drop`` is the metric's, row by row, ``changed`` the loss, both against the original in eager mode; ``by_exits`` is
+    the loss against the engine's own answers at all blocks.
+    """
+    report, rows_of = spec.exit_samples["report"], getattr(spec.metric, "rows")  # noqa: B009
+    with torch.no_grad():
+        drop = rows_of(spec.model) - rows_of(engine)
+        want = [spec.model(**inputs) for inputs in report]
+    got = [engine.trace(**inputs) for inputs in report]
+    kind = loss_kind([Run(report[0], want[0])], list(want[0]))
+
+    def lost(full: Sequence[Mapping[str, torch.Tensor]]) -> tuple[float, float]:
+        return _mean(torch.cat([
+            row_losses(f, g, i, kind, None) for f, (g, _), i in zip(full, got, report, strict=True)
+        ]))  # fmt: skip
+
+    found: dict[str, Any] = {
+        "engine": engine.facts()["engine"],
+        "rows": len(drop),
+        "drop": _mean(drop),
+        kind: lost(want),
     }
+    if section := engine.manifest.depth:
+        layers = torch.cat([trace[LAYERS] for _, trace in got])
+        found |= {
+            "by_exits": lost([engine(effort=1, **inputs) for inputs in report]), "layers": _mean(layers),
+            "oracle_layers": round(section["oracle"], 2), "blocks": section["blocks"], "exits": section["exits"],
+        }  # fmt: skip
+    return found
+
+
+def _mean(rows: torch.Tensor) -> tuple[float, float]:
+    """With its standard error."""
+    rows = rows.double()
+    return round(float(rows.mean()), 4), round(float(rows.std() / len(rows) ** 0.5), 4)
+
+
+def _timed(
+    model: str, spec: penstock.ModelSpec, engines: Mapping[str, Any], quality: Mapping[str, Any], batch: int,
+    args: argparse.Namespace,
+) -> dict[str, Any]:  # fmt: skip
+    """Time over held-out inputs in turn; engines with exits also at all blocks, to see what the exits cost."""
+    given = _batched(spec.exit_samples["report"], batch, args.texts)
+    compiled = torch.compile(spec.model, dynamic=True)
+    calls: dict[str, Call] = {"eager": lambda: [spec.model(**i) for i in given]}
+    calls["torch.compile"] = lambda: [compiled(**i) for i in given]
+    for name, engine in engines.items():
+        calls[name] = lambda e=engine: [e(**i) for i in given]
+        if engine.manifest.depth:
+            calls[f"{name}, all blocks"] = lambda e=engine: [e(effort=1, **i) for i in given]
     with torch.no_grad():
         times = in_turns(calls, args.seconds, 5)
-        assert spec.metric is not None
-        metric = {name: float(spec.metric(engine)) for name, engine in engines.items()}
-        metric["eager"] = float(spec.metric(spec.model))
-    layers = float(torch.cat([engines["exits"].trace(**i)[1][LAYERS] for i in given]).double().mean()) if told else None
-    row = {
-        "part": "budget", "model": model, "batch": batch, "max_drop": args.max_drop,
+        spent = in_turns(calls, args.seconds, 5, time.process_time)
+    full = min((n for n in engines if not VARIANTS[n]), key=times.__getitem__)
+    row: dict[str, Any] = {
+        "part": "budget", "model": model, "batch": batch, "max_drop": args.max_drop, "quality": quality,
         "ms": {name: round(ms / len(given), 3) for name, ms in times.items()},
-        "over_full": round(times["full"] / times["exits"], 3), "metric": metric,
-        "expected_layers": layers,
-        "engines": {n: e.facts()["engine"] for n, e in engines.items()},
+        "process_ms": {name: round(ms / len(given), 3) for name, ms in spent.items()},
+        "full": full, "over_full": {}, "over_same": {}, "overhead": {}, "check_of_a_block": {},
     }  # fmt: skip
-    depth = "all" if layers is None else f"{layers:.2f}"
-    print(
-        f"budget {model:10} batch {batch}: {row['over_full']:.2f}x our full-depth engine, "
-        f"{times['eager'] / times['exits']:.2f}x eager, {depth} layers, {metric}"
-    )
+    for name, same in VARIANTS.items():
+        if not same or name not in engines or not engines[name].manifest.depth:
+            continue
+        told = quality[name]
+        row["over_full"][name] = round(times[full] / times[name], 3)
+        line = (
+            f"budget {model:10} batch {batch} {name}: {times[full] / times[name]:.2f}x {full}, our best at all blocks"
+        )
+        if same in engines:
+            over = times[f"{name}, all blocks"] / times[same]
+            row["over_same"][name] = round(times[same] / times[name], 3), round(spent[same] / spent[name], 3)
+            row["overhead"][name] = round(over - 1, 3)
+            row["check_of_a_block"][name] = round((over - 1) * told["blocks"] / len(told["exits"]), 3)
+            line += (
+                f"; {row['over_same'][name][0]}x {same} ({row['over_same'][name][1]}x by process time); exits cost "
+                f"{over - 1:.1%} at all blocks, {row['check_of_a_block'][name]:.0%} of a block each"
+            )
+        print(f"{line}; {told['layers'][0]} layers, {told['oracle_layers']} if the first good answer were known")
     return row
 
 
-def _held_out(model: str, batch: int) -> list[dict[str, torch.Tensor]]:
-    from examples.minilm import Encoder
-    from examples.sentences import split
-
-    texts = split().held_out[64:128]
-    return Encoder().batches(texts, batch)
+def _batched(report: Sequence[Mapping[str, torch.Tensor]], batch: int, most: int) -> list[dict[str, torch.Tensor]]:
+    """At most so many rows, evenly from all, as batches of texts of about one length."""
+    rows = [{n: t[i : i + 1] for n, t in one.items()} for one in report for i in range(len(one["input_ids"]))]
+    count = min(most, len(rows)) // batch * batch
+    rows = [rows[i * len(rows) // count] for i in range(count)]
+    found = []
+    for start in range(0, count, batch):
+        chosen = rows[start : start + batch]
+        longest = max(int(row["attention_mask"].sum()) for row in chosen)
+        found.append({
+            name: torch.cat([pad(row[name], (0, longest))[:, :longest] for row in chosen]) for name in chosen[0]
+        })  # fmt: skip
+    return found
 
 
 # --- tokens a second -----------------------------------------------------------------------------
@@ -227,6 +298,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=8.0, help="of timing per row")
     parser.add_argument("--max-drop", type=float, default=0.01, help="loss that exits may cost")
+    parser.add_argument("--texts", type=int, default=64, help="held-out texts that part budget is timed on")
     parser.add_argument("--draft", type=int, default=2, help="layers of the drafting engine")
     parser.add_argument("--ahead", type=lambda text: [int(k) for k in text.split(",")], default=[2, 3, 4])
     parser.add_argument("--tokens", type=int, default=128)

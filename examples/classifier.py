@@ -95,11 +95,15 @@ class Accuracy:
     def __init__(self, batches: Sequence[Mapping[str, Tensor]], labels: Tensor) -> None:
         self._batches, self._labels = batches, labels
 
-    @torch.no_grad()
     def __call__(self, engine: Callable[..., Mapping[str, Tensor]]) -> float:
         """Run the engine on the held-out texts; 0 to 1."""
+        return self.rows(engine).mean().item()
+
+    @torch.no_grad()
+    def rows(self, engine: Callable[..., Mapping[str, Tensor]]) -> Tensor:
+        """Of each text 1 if it is right, else 0: float32 [texts]."""
         chosen = torch.cat([engine(**batch)["logits"].argmax(-1) for batch in self._batches])
-        return (chosen == self._labels).float().mean().item()
+        return (chosen == self._labels).float()
 
 
 def batches(encode: Encoder, texts: Sequence[Text], size: int) -> list[dict[str, Tensor]]:

@@ -87,8 +87,11 @@ class Agreement:
 
     def __call__(self, engine: Callable[..., Mapping[str, Tensor]]) -> float:
         """Run the engine on the held-out sentences; higher is better."""
-        got = embed(engine, self._batches)
-        return torch.cosine_similarity(got, self._want, dim=-1).mean().item()
+        return self.rows(engine).mean().item()
+
+    def rows(self, engine: Callable[..., Mapping[str, Tensor]]) -> Tensor:
+        """The cosine of each sentence, float32 [sentences]."""
+        return torch.cosine_similarity(embed(engine, self._batches), self._want, dim=-1)
 
 
 @torch.no_grad()
