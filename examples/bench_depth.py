@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from torch.nn.functional import pad
 
 import penstock
 from backends import WEIGHTS_FILE, BuildOptions, backend
+from compiler.artifact.generation import Generation
 from compiler.capture.capture import capture
 from compiler.depth.tapped import Run, loss_kind, row_losses
 from compiler.pipeline.recipe import recipe
@@ -244,43 +246,58 @@ def _batched(report: Sequence[Mapping[str, torch.Tensor]], batch: int, most: int
 
 
 def generate(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """TinyLM writes on after held-out sources."""
+    """TinyLM writes on after held-out sources: plainly, by drafts, and the same loop over the step in eager mode."""
+    from compiler.generate.step import step_of
+    from compiler.runtime.generate import Generator
     from examples.tinylm import load_tinylm, model
     from examples.tinylm_data import read_corpus, windows
 
     prompts = [bytes(w[:64].tolist()) for w in windows(read_corpus().held_out, 256, 8)]
-    rows, network = [], load_tinylm()
+    network = load_tinylm()
+    ways: dict[str, Callable[[], list[tuple[int, ...]]]] = {}
+    plans: dict[str, str] = {}
+
+    def add(name: str, one: Any, draft: int | bool | None = None) -> None:
+        ways[name] = lambda: [tuple(one.generate(p, args.tokens, draft=draft)[0].tokens) for p in prompts]
+
     with tempfile.TemporaryDirectory() as scratch:
-        made = penstock.compile(
-            model(), output=Path(scratch) / "lm.penstock", task="generate", draft=args.draft, threads=args.threads
-        )
-        engine = penstock.load(made.path, threads=args.threads)
-
-        def ours(draft: int | None) -> list[tuple[int, ...]]:
-            return [tuple(engine.generate(p, max_new_tokens=args.tokens, draft=draft)[0].tokens) for p in prompts]
-
-        plain = ours(None)
-        exact = [ours(k) == plain for k in args.ahead]
-        calls: dict[str, Call] = {"plain": lambda: ours(None)}
-        calls |= {f"draft {k}": lambda k=k: ours(k) for k in args.ahead}
-        calls["eager, no cache"] = lambda: _eager(network, prompts[0], args.tokens)
-        times = in_turns(calls, args.seconds, 3)
-    count = sum(map(len, plain))
+        for depth in args.draft:
+            path, name = Path(scratch) / f"lm{depth}.penstock", f"{depth} layers draft, planned"
+            made = penstock.compile(model(), output=path, task="generate", draft=depth, threads=args.threads)
+            engine = penstock.load(made.path, threads=args.threads)
+            if "plain" not in ways:
+                add("plain", engine)
+            add(name, engine, True)
+            told = made.report["drafts"]
+            plans[name] = f"{told['ahead']} ahead, floor {told['floor']:g}, expected {told['gain']:.2f}x"
+            for ahead in args.ahead:
+                add(f"{depth} layers draft, {ahead} ahead", engine, ahead)
+        layout, step = network.cache_layout(), step_of(network, network.config.layers)
+        layout = Generation(**asdict(layout))
+        for name, decode in (("eager", step), ("torch.compile", torch.compile(step, dynamic=True))):
+            add(name, Generator({"engine": _Eager(step, step.depth), "decode": _Eager(decode, step.depth)}, layout,
+                                torch.float32))  # fmt: skip
+        texts = {name: way() for name, way in ways.items()}
+        times = in_turns(ways, args.seconds, 3)
+    count, rows = sum(map(len, texts["plain"])), []
     for name, ms in times.items():
-        tokens = args.tokens if name.startswith("eager") else count
-        rows.append({"part": "generate", "way": name, "tokens_per_s": round(1e3 * tokens / ms, 1),
-                     "over_plain": round(times["plain"] / ms * tokens / count, 3),
-                     "exact": dict(zip((f"draft {k}" for k in args.ahead), exact, strict=True)).get(name)})  # fmt: skip
+        rows.append({"part": "generate", "way": name, "tokens_per_s": round(1e3 * count / ms, 1),
+                     "over_plain": round(times["plain"] / ms, 3), "exact": texts[name] == texts["plain"],
+                     "plan": plans.get(name, "")})  # fmt: skip
         print(f"generate {rows[-1]}")
     return rows
 
 
-@torch.no_grad()
-def _eager(network: Any, prompt: bytes, count: int) -> list[int]:
-    tokens = torch.tensor([list(prompt)])
-    for _ in range(count):
-        tokens = torch.cat((tokens, network(tokens)[:, -1:].argmax(-1)), 1)
-    return tokens[0].tolist()
+class _Eager:
+    """A step as an engine."""
+
+    def __init__(self, step: Callable[..., Any], depth: int) -> None:
+        self.step, self.depth = step, depth
+
+    def __call__(self, inputs: Mapping[str, torch.Tensor]) -> Any:
+        cache = {kind: [inputs[f"cache_{kind}_{i}"] for i in range(self.depth)] for kind in "kv"}
+        with torch.no_grad():
+            return self.step(cache=cache, **{n: t for n, t in inputs.items() if not n.startswith("cache_")})
 
 
 PARTS: Mapping[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {
@@ -299,8 +316,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seconds", type=float, default=8.0, help="of timing per row")
     parser.add_argument("--max-drop", type=float, default=0.01, help="loss that exits may cost")
     parser.add_argument("--texts", type=int, default=64, help="held-out texts that part budget is timed on")
-    parser.add_argument("--draft", type=int, default=2, help="layers of the drafting engine")
-    parser.add_argument("--ahead", type=lambda text: [int(k) for k in text.split(",")], default=[2, 3, 4])
+    numbers = lambda text: [int(part) for part in text.split(",")]  # noqa: E731
+    parser.add_argument("--draft", type=numbers, default=[2, 3], help="layers of drafting engines")
+    parser.add_argument("--ahead", type=numbers, default=[4])
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(arguments)
