@@ -111,9 +111,12 @@ def std_mean(
 
 
 def einsum(equation: str, tensors: Sequence[Tensor], *, path: Sequence[int] | None = None) -> Tensor:
-    """``torch.einsum``, which gives whole numbers of the width that it is given."""
-    wide = [t.to(torch.int64) for t in tensors] if not tensors[0].dtype.is_floating_point else list(tensors)
-    return torch.ops.aten.einsum.default(equation, wide, path=path).to(tensors[0].dtype)
+    """``torch.einsum``: products of whole numbers keep their width, which a sum of products does not."""
+    found: Tensor = torch.ops.aten.einsum.default(equation, tensors, path=path)
+    if found.dtype.is_floating_point:
+        return found
+    wide = [t.to(torch.int64) for t in tensors]
+    return torch.ops.aten.einsum.default(equation, wide, path=path).to(found.dtype)
 
 
 MENDED: Mapping[str, Callable[..., Any]] = {
