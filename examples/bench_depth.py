@@ -123,7 +123,7 @@ VARIANTS: Mapping[str, str] = {"fp32": "", "int8": "", "exits": "fp32", "int8-ex
 def budget(args: argparse.Namespace) -> list[dict[str, Any]]:
     """MiniLM and the classifier on their report parts: inputs that no fit, threshold or choice has seen."""
     rows = []
-    for model in ("minilm", "classifier"):
+    for model in args.models.split(","):
         spec = import_module(f"examples.{model}").model()
         with tempfile.TemporaryDirectory() as scratch:
             engines: dict[str, Any] = {}
@@ -312,6 +312,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--engines", default="onnxruntime,openvino")
+    parser.add_argument("--models", default="minilm,classifier", help="of part budget")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=8.0, help="of timing per row")
     parser.add_argument("--max-drop", type=float, default=0.01, help="loss that exits may cost")

@@ -99,15 +99,25 @@ def index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, alpha: float =
 def var_mean(
     x: Tensor, dim: Sequence[int] | None = None, *, correction: float | None = None, keepdim: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """``torch.var_mean``: the mean of infinities of both signs is NaN, which Welford's way loses."""
-    return torch.var(x, dim, correction=correction, keepdim=keepdim), torch.mean(x, dim, keepdim)
+    """``torch.var_mean`` in two passes: where there is an infinity both are NaN, one of which Welford's way loses."""
+    axes = [d % x.ndim for d in dim] if dim else list(range(x.ndim))
+    wide = x.float() if x.dtype in _NARROW else x
+    mean = wide.mean(axes, keepdim=True)
+    mean = torch.where(mean.isinf(), torch.full_like(mean, float("nan")), mean)
+    count = 1
+    for axis in axes:
+        count = count * x.shape[axis]
+    squares = (wide - mean).square().sum(axes, keepdim=keepdim)
+    left = max(count - (1 if correction is None else correction), 0)
+    return (squares / left).to(x.dtype), (mean if keepdim else mean.squeeze(axes)).to(x.dtype)
 
 
 def std_mean(
     x: Tensor, dim: Sequence[int] | None = None, *, correction: float | None = None, keepdim: bool = False
 ) -> tuple[Tensor, Tensor]:
     """``torch.std_mean``, see ``var_mean``."""
-    return torch.std(x, dim, correction=correction, keepdim=keepdim), torch.mean(x, dim, keepdim)
+    var, mean = var_mean(x, dim, correction=correction, keepdim=keepdim)
+    return var.sqrt(), mean
 
 
 def einsum(equation: str, tensors: Sequence[Tensor], *, path: Sequence[int] | None = None) -> Tensor:

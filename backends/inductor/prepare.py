@@ -55,6 +55,8 @@ def _fault(node: Node) -> str:
         return "where it begins is a tensor, which torch.export cannot take back; use index_select"
     if node.op.name.startswith("aten.upsample_bilinear") and node.result.tensor.dtype == torch.uint8:
         return "torch rounds bytes in a way of its own here; interpolate floats"
+    if node.op.name == "aten.lstm.input" and node.results[0].tensor.dtype == torch.bfloat16:
+        return "oneDNN gives float32, or nothing at all on some processors; compute it in float32"
     if node.op.name == "quantized_decomposed.dequantize_per_channel.default" and node.arg(2, "zero_points") is None:
         return "torch's compiler cannot dequantize channels without zero points; give zeros"
     domain = node.op.name.partition(".")[0]
