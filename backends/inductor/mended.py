@@ -96,30 +96,6 @@ def index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, alpha: float =
     return torch.index_add(x, dim, index, source, alpha=alpha)
 
 
-def var_mean(
-    x: Tensor, dim: Sequence[int] | None = None, *, correction: float | None = None, keepdim: bool = False
-) -> tuple[Tensor, Tensor]:
-    """``torch.var_mean`` in two passes: where there is an infinity both are NaN, one of which Welford's way loses."""
-    axes = [d % x.ndim for d in dim] if dim else list(range(x.ndim))
-    wide = x.float() if x.dtype in _NARROW else x
-    mean = wide.mean(axes, keepdim=True)
-    mean = torch.where(mean.isinf(), torch.full_like(mean, float("nan")), mean)
-    count = 1
-    for axis in axes:
-        count = count * x.shape[axis]
-    squares = (wide - mean).square().sum(axes, keepdim=keepdim)
-    left = max(count - (1 if correction is None else correction), 0)
-    return (squares / left).to(x.dtype), (mean if keepdim else mean.squeeze(axes)).to(x.dtype)
-
-
-def std_mean(
-    x: Tensor, dim: Sequence[int] | None = None, *, correction: float | None = None, keepdim: bool = False
-) -> tuple[Tensor, Tensor]:
-    """``torch.std_mean``, see ``var_mean``."""
-    var, mean = var_mean(x, dim, correction=correction, keepdim=keepdim)
-    return var.sqrt(), mean
-
-
 def einsum(equation: str, tensors: Sequence[Tensor], *, path: Sequence[int] | None = None) -> Tensor:
     """``torch.einsum``: products of whole numbers keep their width, which a sum of products does not."""
     found: Tensor = torch.ops.aten.einsum.default(equation, tensors, path=path)
@@ -139,7 +115,5 @@ MENDED: Mapping[str, Callable[..., Any]] = {
     "aten.argmin.default": argmin,
     "aten.min.dim": min_dim,
     "aten.index_add.default": index_add,
-    "aten.var_mean.correction": var_mean,
-    "aten.std_mean.correction": std_mean,
 }
 """Operator name to the function that is traced in its place."""

@@ -80,8 +80,9 @@ def _cells(family: str, column: str) -> Iterator[Cell]:
 
 
 def _undefined(call: Call) -> bool:
-    """Numbers converted out of range, of which C++ says nothing; three factors, whose order may make a NaN of inf."""
-    if call.name == "aten.bilinear.default":
+    """Numbers converted out of range, of which C++ says nothing; three factors, and a running mean, whose order may
+    make a NaN of inf."""
+    if call.name in ("aten.bilinear.default", "aten.var_mean.correction", "aten.std_mean.correction"):
         return True
     to = [a for a in (*call.args, *call.kwargs.values()) if isinstance(a, torch.dtype)]
     return bool(to) and not to[0].is_floating_point and to[0] != torch.bool
