@@ -9,11 +9,16 @@ import torch
 
 from backends import backend
 from backends.onnx_emit import emit
+from compiler.artifact import cpu_flags
 from ir import Arg, DimRange, Graph, Node, TensorType, Value, interpret, op, symbol
 from ir.weights import layout
 from tests.backends.cases import engine_of
 
 ENGINES = ("onnxruntime", "openvino")
+EXACT = pytest.mark.xfail(
+    not any("vnni" in flag for flag in cpu_flags()), strict=False,
+    reason="without VNNI both engines add pairs of int8 products in 16 bits, which saturate",
+)  # fmt: skip
 _WIDE, _OUT = 64, 48
 
 
@@ -48,6 +53,7 @@ def _compare(graph: Graph, engine: str, folder: Path, flips: int = 0) -> dict[st
     return dict(run.facts())
 
 
+@EXACT
 def test_dynamic_is_exact_and_shares_the_activation(tmp_path: Path) -> None:
     graph, x = _start()
     results = [_linear(graph, x, "dynamic", seed=i).result for i in range(3)]
@@ -64,6 +70,7 @@ def test_dynamic_is_refused_where_it_would_not_be_int8() -> None:
     assert [f.op for f in backend("openvino").unsupported(graph)] == ["penstock.int8_linear_dynamic.default"]
 
 
+@EXACT
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("smooth", [False, True])
 def test_static_is_int8(engine: str, smooth: bool, tmp_path: Path) -> None:
@@ -78,6 +85,7 @@ def test_static_is_int8(engine: str, smooth: bool, tmp_path: Path) -> None:
     assert facts["int8_matmuls"] == facts["matmuls"] == 2
 
 
+@EXACT
 @pytest.mark.parametrize("engine", ENGINES)
 def test_quantize_dequantize_pairs_become_int8(engine: str, tmp_path: Path) -> None:
     graph, x = _start()
