@@ -119,7 +119,8 @@ class Built:
         remarks: what the user should know: choices of lowering, warnings of the builder.
         facts: as ``Engine.facts``, where they can be read without running the engine.
         flow: one proof per branch and loop, as far as the backend can tell by itself.
-        requires: what the machine that loads it must have, by name (``tensorrt_rtx: 1.7.1.116``).
+        requires: what the machine that loads it must have, by name (``tensorrt_rtx: 1.7.1.116``). ``cpu`` holds the
+            processor's features as Linux spells them, with spaces between.
     """
 
     remarks: tuple[str, ...] = ()

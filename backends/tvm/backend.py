@@ -61,7 +61,7 @@ class Tvm(Backend):
             memory=options.memory,
             progress=options.progress,
         )
-        flags = ", ".join(answer["flags"])
+        flags = " ".join(answer["flags"])
         requires = {"apache-tvm": TVM, "apache-tvm-ffi": FFI, **({"cpu": flags} if flags else {})}
         return Built(facts=answer["facts"], flow=proofs(graph, answer["code"]), requires=requires)
 

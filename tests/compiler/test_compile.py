@@ -14,7 +14,7 @@ import torch
 
 import penstock
 from backends import BuildOptions, Built
-from compiler.artifact import AFTER, BEFORE, open_artifact
+from compiler.artifact import AFTER, BEFORE, cpu_flags, open_artifact
 from compiler.events import Event
 from compiler.pipeline import recipe as recipe_module
 from compiler.select import race as select
@@ -264,6 +264,16 @@ def test_real_clocks_give_real_figures(own_cache: Path, tmp_path: Path) -> None:
     assert chosen["rounds"] >= 5
     assert chosen["ms"] > 0
     assert chosen["speedup"] == pytest.approx(chosen["eager_ms"] / chosen["ms"])
+
+
+def test_what_is_compiled_for_this_processor_asks_for_its_features(compile: Compile) -> None:
+    result = compile(mlp.model(), engine="tvm")
+    assert result.path is not None
+    manifest = open_artifact(result.path).manifest
+    assert set(manifest.processor.flags) <= cpu_flags() and manifest.processor.lacks() == ""
+    net, inputs = mlp.as_pair()
+    (output,) = penstock.load(result.path)(**inputs).values()
+    assert close(output, net(**inputs))
 
 
 def test_the_same_compile_gives_the_same_files(compile: Compile, tmp_path: Path) -> None:
