@@ -89,7 +89,7 @@ def plan_drafts(engines: Mapping[str, Engine], layout: Generation, tokens: Tenso
     """
     decoder = Decoder(engines, layout, dtype)
     given = min(PROMPT, tokens.shape[1], layout.context // 2)
-    written = min(WRITTEN, layout.context - given - MOST_AHEAD - 1)
+    written = max(1, min(WRITTEN, layout.context - given - MOST_AHEAD - 1))
     traces: list[Trace] = []
     end = time.monotonic() + SECONDS
     for row in tokens[:PROMPTS]:
@@ -167,6 +167,7 @@ def choose(traces: Sequence[Trace], costs: Costs) -> Drafts:
     """The fastest number of tokens and floor, or none where plain decoding is hardly slower."""
     most = min(MOST_AHEAD, len(costs.verify) - 1)
     best = {k: max((gain_of(traces, costs, k, floor), floor) for floor in FLOORS) for k in range(1, most + 1)}
+    best = best or {0: (1.0, 0.0)}  # a context of so few positions leaves none to draft
     ahead = max(best, key=lambda k: best[k][0])
     gain, floor = best[ahead]
     stands = [one for trace in traces for one in trace.stands]

@@ -34,6 +34,11 @@ def test_drafts_that_stand_are_long_and_those_that_do_not_are_none() -> None:
     assert dear.ahead == 0, "a draft as dear as the model cannot pay"
 
 
+def test_a_context_without_room_has_no_drafts() -> None:
+    made = choose([Trace((), ())], Costs(1.0, 0.1, (1.0,)))
+    assert made.ahead == 0 and "do not pay" in made.text()
+
+
 def test_a_floor_is_chosen_where_it_tells_good_drafts_from_bad_ones() -> None:
     made = choose([trace(("+" * 7 + "-" * 5) * 6)], CHEAP)
     assert made.floor > 0.3 and made.gain > gain_of([trace(("+" * 7 + "-" * 5) * 6)], CHEAP, made.ahead, 0.0)
