@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch.nn.functional import pad
@@ -144,15 +144,25 @@ def budget(args: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+@runtime_checkable
+class RowMetric(Protocol):
+    """A metric that tells its rows apart, as those of the examples do."""
+
+    def rows(self, engine: Callable[..., Mapping[str, torch.Tensor]]) -> torch.Tensor:
+        """Quality of each row, larger is better: float32 [rows]."""
+        ...
+
+
 def _quality(spec: penstock.ModelSpec, engine: Any) -> dict[str, Any]:
     """What an engine says on the report part, each number with its standard error.
 
     ``drop`` is the metric's, row by row, ``changed`` the loss, both against the original in eager mode; ``by_exits`` is
     the loss against the engine's own answers at all blocks.
     """
-    report, rows_of = spec.exit_samples["report"], getattr(spec.metric, "rows")  # noqa: B009
+    report, metric = spec.exit_samples["report"], spec.metric
+    assert isinstance(metric, RowMetric)
     with torch.no_grad():
-        drop = rows_of(spec.model) - rows_of(engine)
+        drop = metric.rows(spec.model) - metric.rows(engine)
         want = [spec.model(**inputs) for inputs in report]
     got = [engine.trace(**inputs) for inputs in report]
     kind = loss_kind([Run(report[0], want[0])], list(want[0]))
@@ -307,6 +317,11 @@ PARTS: Mapping[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {
 }
 
 
+def numbers(text: str) -> list[int]:
+    """``2,3``."""
+    return [int(part) for part in text.split(",")]
+
+
 def main(arguments: list[str]) -> int:
     """Run the parts, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -317,7 +332,6 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--seconds", type=float, default=8.0, help="of timing per row")
     parser.add_argument("--max-drop", type=float, default=0.01, help="loss that exits may cost")
     parser.add_argument("--texts", type=int, default=64, help="held-out texts that part budget is timed on")
-    numbers = lambda text: [int(part) for part in text.split(",")]  # noqa: E731
     parser.add_argument("--draft", type=numbers, default=[2, 3], help="layers of drafting engines")
     parser.add_argument("--ahead", type=numbers, default=[4])
     parser.add_argument("--tokens", type=int, default=128)

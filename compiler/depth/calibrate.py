@@ -149,7 +149,8 @@ def calibrate(
         return Outcome(None, planned.why, told)
     if lens.exits and _seconds(lens) <= _seconds(planned):
         adapted, planned, traces = Adapted({}, {**adapted.disclosure, "kept": False}), lens, bare
-    gated = _gate(tapped, chosen_on if adapted.maps else runs["fit"], runs, adapted, kind, row_quality, budget, seconds)
+    own = chosen_on if adapted.maps else runs["fit"]
+    gated = _gate(tapped, own, runs, adapted, kind, depth, row_quality, budget, seconds)
     if gated.gates and not score:
         opened = {n: _by_gates(tapped, runs[n], t, gated) for n, t in traces.items()}
         by_gates = plan(opened["threshold"], prices, budget, batches)
@@ -240,7 +241,7 @@ def _fit_and_choose(runs: Mapping[str, Sequence[Run]]) -> tuple[Sequence[Run], S
 
 def _gate(
     tapped: Tapped, own: Sequence[Run], runs: Mapping[str, Sequence[Run]], adapted: Adapted, kind: str,
-    row_quality: RowQuality | None, budget: float, seconds: float,
+    depth: int, row_quality: RowQuality | None, budget: float, seconds: float,
 ) -> Gated:  # fmt: skip
     """Gates on samples that their exits' maps were not fitted to."""
     at = tapped.at
@@ -248,7 +249,7 @@ def _gate(
         return Gated(why="the tail has no features of one row")
     good = []
     for part in (own, runs["threshold"]):
-        losses = tapped.traces(tapped.mapped(part, adapted.maps), kind, row_quality, at[-1] + 1).losses
+        losses = tapped.traces(tapped.mapped(part, adapted.maps), kind, row_quality, depth).losses
         good.append({e: torch.from_numpy(losses[:, i] <= budget) for i, e in enumerate(at)})
     seen = [{e: tapped.features(part, e) for e in at} for part in (own, runs["threshold"])]
     return fit_gates(seen[0], good[0], seen[1], good[1], seconds)

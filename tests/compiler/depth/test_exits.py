@@ -179,6 +179,22 @@ def test_the_report_and_inspect_tell_where_rows_leave(model: LoadedModel, tmp_pa
     assert adaptive({}) == {}
 
 
+def test_gates_decide_where_they_are_cheaper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compiler.depth.calibrate._GATES_SAVE", float("inf"))  # as if they were, on this small model
+    path = tmp_path / "deep.penstock"
+    compile_model(deep.model(), recipe="exits", max_drop="2%", max_loss=0.02, output=path, **SETTINGS)
+    gated = load(path)
+    section = gated.manifest.depth
+    assert section is not None and section["criterion"] == "gate" and section["gates"]["kept"]
+    rows = deep.inputs(64, 1000)
+    answer, trace = gated.trace(**rows)
+    left = trace["depth.layers"].double()
+    assert len(left.unique()) > 1 and abs(left.mean() - section["expected"]) < 1
+    assert (answer["logits"].argmax(-1) != _full(rows).argmax(-1)).double().mean() <= 0.02 + 2 * (0.02 / 64) ** 0.5
+    whole, trace = gated.trace(effort=1, **rows)
+    assert (trace["depth.layers"] == 6).all() and torch.allclose(whole["logits"], _full(rows), atol=1e-4)
+
+
 @pytest.mark.slow
 def test_plans_for_a_gpu_leave_early_too(tmp_path: Path) -> None:
     path = tmp_path / "deep.penstock"
