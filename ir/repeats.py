@@ -2,8 +2,9 @@
 
 Two values ``a`` and ``b`` of one type bound a block when what computes ``b`` of ``a`` is isomorphic to what computes
 ``a`` of a third value: the two are walked upwards side by side. Where the walks meet, the value is *shared* (a mask,
-rotations); where both read weights, those may differ, and so may numbers; where the first reaches ``a``, the second has
-reached the state before. Module paths decide between cuts that are equally long. No name of a model is known here.
+rotations); where both read weights, those may differ, and so may numbers and inputs of the graph (a cache per layer);
+where the first reaches ``a``, the second has reached the state before. What a block makes may also be returned (the
+grown cache). Module paths decide between cuts that are equally long. No name of a model is known here.
 """
 
 from __future__ import annotations
@@ -45,11 +46,13 @@ class Repeats:
         shared: values from outside that they all read, weights among them.
         uneven: why the blocks are not equal up to their weights; empty when they are. Products in mixed precision
             and numbers that differ count: such blocks can be left out, but not rolled into one.
+        stateful: each takes inputs of the graph or makes outputs of it, beside the state that it hands on.
     """
 
     blocks: tuple[RepeatedBlock, ...]
     shared: tuple[Value, ...]
     uneven: str = ""
+    stateful: bool = False
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -79,6 +82,7 @@ class _Walk:
         before: the earlier state.
         literals: whether numbers differ.
         mixed: whether products are of different kinds.
+        fed: whether they read inputs of the graph that differ.
     """
 
     start: Value
@@ -90,6 +94,7 @@ class _Walk:
     earlier: dict[Node, None] = field(default_factory=dict)
     literals: bool = False
     mixed: bool = False
+    fed: bool = False
 
 
 class _Apart(Exception):
@@ -166,9 +171,16 @@ class _Search:
             return None
         if not any(self._weights.get(v) for v in shared) and not any(b.params for b in blocks):
             return None
+        stateful = any(w.fed for w in walks) or any(self._returned(b) for b in blocks)
         uneven = "their products differ in precision" if any(w.mixed for w in walks) else ""
         uneven = uneven or ("numbers that differ from block to block" if any(w.literals for w in walks) else "")
-        return Repeats(tuple(blocks), tuple(shared), uneven)
+        uneven = uneven or ("inputs or outputs of the model's own for each" if stateful else "")
+        return Repeats(tuple(blocks), tuple(shared), uneven, stateful)
+
+    @staticmethod
+    def _returned(block: RepeatedBlock) -> bool:
+        made = (v for n in block.nodes for v in n.results if v is not block.carried_out)
+        return any(u.op is RETURN for v in made for u in v.uses)
 
     def _with_asserts(self, nodes: set[Node], out: Value) -> tuple[Node, ...]:
         """With what only looks at their inner values: asserts, and nodes that nothing reads."""
@@ -181,9 +193,10 @@ class _Search:
 
     @staticmethod
     def _leaks(nodes: Iterable[Node], out: Value) -> bool:
-        """Whether something outside reads a value other than the state."""
-        mine = set(nodes)
-        return any(u not in mine for n in mine for v in n.results if v is not out for u in v.uses)
+        """Whether something outside computes with a value other than the state."""
+        mine = {*nodes}
+        made = (v for n in mine for v in n.results if v is not out)
+        return any(u not in mine and u.op is not RETURN for v in made for u in v.uses)
 
     def _depends(self, shared: Iterable[Value], inside: set[Node]) -> bool:
         left, seen = [v.producer for v in shared if v.producer is not None], set[Node]()
@@ -229,6 +242,9 @@ class _Search:
         if self._weights[one] and self._weights[two]:
             return self._weight(walk, one, two)
         first, second = one.producer, two.producer
+        if first is None and second is None and one.type == two.type and not (self._weights[one] or self._weights[two]):
+            walk.fed = True
+            return []
         if first is None or second is None or self.place[first] < self.place[_maker(walk.start)]:
             raise _Apart
         if one.type != two.type or first.regions or second.regions or first.op.effects:

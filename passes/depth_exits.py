@@ -123,6 +123,8 @@ class _Exits:
         parts = take_apart(graph)
         if isinstance(parts, str):
             raise UnsupportedError(f"no exits: {parts}")
+        if parts.repeats.stateful:
+            raise UnsupportedError("no exits: each block keeps a state of its own, which rows that leave would owe")
         self.graph, self.parts, self.score = graph, parts, score
         self.at = checked_exits(at, parts.depth)
         self._rows = _batch(parts)

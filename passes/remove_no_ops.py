@@ -1,7 +1,7 @@
 """f(x) that is always x  ->  x
 
     dropout outside of training, clone, detach, alias, contiguous, a cast to the same type, add 0, mul 1,
-    a full slice, an expand / reshape / permute that changes nothing, cat of one, an assertion about
+    a full slice, an expand / reshape / permute that changes nothing, cat of one with empty ones, an assertion about
     types that the types prove
 
 Sound: values are immutable here, so a copy is its original.
@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import torch
 
-from ir import Fact, Graph, Node, Value
+from ir import Arg, Fact, Graph, Node, Value
 from passes.base import Pass, Remark, Samples, remark
 from passes.canonicalize_scalars import CAST
 from passes.canonicalize_views import EXPAND, PERMUTE, RESHAPE
@@ -77,12 +77,8 @@ def _no_op(graph: Graph, node: Node) -> Remark | None:
     if len(node.results) != 1:
         return None
     x = node.args[0] if node.args else None
-    if node.op.name == "aten.cat.default" and isinstance(x, tuple) and len(x) == 1:
-        only = x[0]
-        assert isinstance(only, Value)
-        said = remark(node, True, "cat of one")
-        forward(graph, node, only)
-        return said
+    if node.op.name == "aten.cat.default" and isinstance(x, tuple):
+        return _cat_of_one(graph, node, x)
     if not isinstance(x, Value) or x.type != node.result.type:
         return None
     name = node.op.name
@@ -98,6 +94,18 @@ def _no_op(graph: Graph, node: Node) -> Remark | None:
     if name in neutral and number(node.args[1]) == neutral[name]:
         return _take_out(graph, node, f"{name.split('.')[1]} {neutral[name]:g}")
     return None
+
+
+def _cat_of_one(graph: Graph, node: Node, parts: tuple[Arg, ...]) -> Remark | None:
+    """Of one that is not empty: a cache that begins as one of no tokens, say."""
+    full = [v for v in parts if isinstance(v, Value) and 0 not in v.tensor.shape]
+    if not full and len(parts) == 1:
+        full = [v for v in parts if isinstance(v, Value)]
+    if len(full) != 1 or full[0].type != node.result.type:
+        return None
+    said = remark(node, True, "cat of one" if len(parts) == 1 else "cat of one, the others are empty")
+    forward(graph, node, full[0])
+    return said
 
 
 def _in_order(axes: tuple[int, ...] | None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,7 +46,7 @@ class TvmEngine(Engine):
     def __call__(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Run once."""
         args = [
-            self._bound[kind, name] if (kind, name) in self._bound else inputs[name].detach().contiguous()
+            self._bound[kind, name] if (kind, name) in self._bound else compact(inputs[name].detach())
             for kind, name in self._kinds
         ]
         self._configure(1, self._threads or 0)
@@ -58,6 +59,15 @@ class TvmEngine(Engine):
     def facts(self) -> Mapping[str, int | str]:
         """Kernels by kind, counted in the executable when it was built."""
         return dict(self._payload.facts)
+
+
+def compact(tensor: torch.Tensor) -> torch.Tensor:
+    """Row after row, as TVM counts strides: where torch takes an empty axis for one of length 1, it multiplies by 0."""
+    if tensor.numel():
+        return tensor.contiguous()
+    sizes = list(tensor.shape)
+    strides = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
+    return torch.empty_strided(sizes, strides, dtype=tensor.dtype, device=tensor.device)
 
 
 def _torch(result: Any) -> torch.Tensor:

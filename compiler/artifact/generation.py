@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+PREFILL, DECODE, DRAFT, PROJECT = "engine", "decode", "draft", "project"
+"""Names of the payloads; the first is what an artifact's plain call runs."""
+
 _MAX = 1 << 31
 _MAX_ENDS = 64
 
@@ -57,22 +60,26 @@ class Generation(Layout):
     """A language model as several engines over one store of weights.
 
     The payload ``engine`` takes any number of new tokens (prompts, drafts to verify), ``decode`` one per row, and
-    ``draft``, where there is one, is the first layers of ``decode`` behind the same last norm and head.
+    ``draft``, where there is one, is the first layers of ``decode`` behind the same last norm and head; ``project`` is
+    the same, and grows the caches of the other layers by what they make of the state after those.
 
     Attributes:
         draft: layers of the engine ``draft``; 0: there is none.
+        project: layers of the engine ``project``; 0: there is none.
         ahead: tokens to draft before they are verified, as planned when it was compiled; 0: drafts do not pay.
         floor: a draft ends after a token of less probability.
     """
 
     draft: int = 0
+    project: int = 0
     ahead: int = 0
     floor: float = 0.0
 
     @property
     def stems(self) -> tuple[str, ...]:
         """Names of the payloads."""
-        return ("engine", "decode", "draft") if self.draft else ("engine", "decode")
+        more = ((DRAFT, self.draft), (PROJECT, self.project))
+        return (PREFILL, DECODE, *(stem for stem, layers in more if layers))
 
     def plain(self) -> dict[str, Any]:
         """As JSON holds it."""
@@ -87,6 +94,7 @@ def read_generation(entry: Reader, whole: Callable[[object, str], int]) -> Gener
         ends=tuple(entry.each("ends", whole, _MAX_ENDS)),
         text=entry.text("text"),
         draft=entry.whole("draft", 0, sizes["layers"]),
+        project=entry.whole("project", 0, sizes["layers"]),
         ahead=entry.whole("ahead", 0, 64),
         floor=entry.number("floor", 0, 1),
     )

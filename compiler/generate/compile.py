@@ -17,11 +17,12 @@ import torch
 from backends import WEIGHTS_FILE, Backend, BuildOptions, Engine, FlowProof, backend
 from backends.segments import build_engine, load_engine
 from compiler import artifact
-from compiler.artifact.generation import Generation
+from compiler.artifact.generation import DECODE, PREFILL, PROJECT, Generation
 from compiler.cost.targets import Target
 from compiler.events import Phases
 from compiler.generate.drafting import Drafts, plan_drafts
-from compiler.generate.parts import DECODE, PREFILL, parts, share_weights, texts
+from compiler.generate.filling import projecting
+from compiler.generate.parts import parts, share_weights, texts
 from compiler.generate.step import layout_of
 from compiler.job import Job, capture_model, optimise, refer
 from compiler.pipeline.recipe import Recipe, recipe
@@ -81,9 +82,15 @@ def compile_generate(
         refer(job, befores[part.stem])
         optimise(job, befores[part.stem], [target])
         jobs[part.stem] = job.seen_from(target)
+    if settings.draft:
+        filling = projecting(jobs[DECODE], befores[DECODE], settings.draft)
+        if isinstance(filling, str):
+            phases.note("generate", f"skipped layers cannot be filled by projection: {filling}")
+        else:
+            jobs[PROJECT] = filling
     candidates, winner = _race(jobs, backends, folder)
     graphs = {stem: job.graphs[winner.variant] for stem, job in jobs.items()}
-    section = Generation(**asdict(layout), draft=settings.draft)
+    section = Generation(**asdict(layout), draft=settings.draft, project=settings.draft if PROJECT in jobs else 0)
     drafts = _planned(section, jobs, winner, folder, texts(spec, layout)) if settings.draft else None
     if drafts is not None:
         section = replace(section, ahead=drafts.ahead, floor=drafts.floor)

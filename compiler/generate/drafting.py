@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from backends import Engine
-from compiler.artifact.generation import Generation
-from compiler.generate.parts import DECODE, DRAFT, PREFILL
+from compiler.artifact.generation import DECODE, DRAFT, PREFILL, Generation
 from compiler.runtime.decoding import Decoder, decode_plainly
 from compiler.runtime.kv import KeyValues
 from compiler.runtime.rows import Row

@@ -8,14 +8,11 @@ from typing import Any
 
 import torch
 
-from compiler.artifact.generation import Layout
+from compiler.artifact.generation import DECODE, DRAFT, PREFILL, Layout
 from compiler.generate.step import Step, step_of
 from compiler.spec import Dim, ModelSpec
 from ir import Graph
 from ir.errors import UsageError
-
-PREFILL, DECODE, DRAFT = "engine", "decode", "draft"
-"""Names of the payloads; the first is what an artifact's plain call runs."""
 
 _BATCH = 256
 _PAST, _NEW = 12, 4

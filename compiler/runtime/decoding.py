@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from backends.base import Engine
-from compiler.artifact.generation import Generation
+from compiler.artifact.generation import DECODE, DRAFT, PREFILL, PROJECT, Generation
 from compiler.runtime.kv import KeyValues
 from compiler.runtime.rows import Row
 from compiler.runtime.sampling import Sampling, draw
 
-PREFILL, DECODE, DRAFT = "engine", "decode", "draft"
 _DRAFTING, _ACCEPTING, _REPAIRING = 1, 2, 3
 """Streams of random numbers beside 0, that of plain sampling."""
 
@@ -28,7 +27,7 @@ class Drafting:
     floor: float = 0.0
 
 
-FILLS = ("recompute", "copy")
+FILLS = ("recompute", "copy", "project", "none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,9 @@ class Exiting:
         threshold: least probability of the likeliest token; above 1: never.
         fill: ``recompute``: the other layers run later, on all tokens they missed at once, with the next token that
             needs them; from then on the cache is what it would be without exits. ``copy``: they get the keys and
-            values of the last layer that ran, and never see the token itself.
+            values of the last layer that ran, and never see the token itself. ``project``: they get what their own
+            norm and projections make of the state that the token left with. ``none``: nothing, and from the first
+            such token on they do not run for that text again.
         stop_below: a text ends where the layer that answers gives its likeliest token less probability.
     """
 
@@ -210,9 +211,10 @@ def decode_with_exits(
     Depth is synchronous: the others run for the whole batch where one row is not sure. A row that is sure keeps the
     first layers' answer even then, so its text does not depend on its batch.
     """
-    live = list(rows)
-    shallow = kv.first(decoder.layout.draft)
+    live, draft, fill = list(rows), decoder.layout.draft, exiting.fill
+    shallow = kv.first(draft)
     pending: list[Tensor] = []
+    settled = torch.zeros(len(live), dtype=torch.bool)  # the first layers write the rest
     while True:
         tokens, going = _taken(decoder, live, logits, shallow, sampling, exiting.stop_below)
         if not going:
@@ -220,21 +222,28 @@ def decode_with_exits(
         if len(going) < len(live):
             index = torch.tensor(going)
             kv, shallow, pending = kv.select(index), shallow.select(index), [p[index] for p in pending]
-            live, tokens = [live[i] for i in going], tokens[index]
+            live, tokens, settled = [live[i] for i in going], tokens[index], settled[index]
         pending.append(tokens)
-        found, shallow = decoder.step(DRAFT, tokens[:, None], shallow)
+        if fill == "project":
+            found, filled = decoder.step(PROJECT, tokens[:, None], kv)
+            shallow = filled.first(draft)
+        else:
+            found, shallow = decoder.step(DRAFT, tokens[:, None], shallow)
+            filled = kv if fill == "recompute" or bool(settled.all()) else kv.copied(shallow)
         logits = found[:, 0]
         best = logits.softmax(-1).amax(-1)
         # who is given up need not wait for the other layers
-        unsure = (best < exiting.threshold) & ~(best < exiting.stop_below)
+        unsure = (best < exiting.threshold) & ~(best < exiting.stop_below) & ~settled
         if bool(unsure.any()):
             at = torch.tensor([len(pending) - 1])
             found, full = decoder.step(PREFILL, torch.stack(pending, 1), kv, at=at)
             logits = torch.where(unsure[:, None], found[:, 0], logits)
-            kv = kv.copied(shallow).where(unsure, full) if exiting.fill == "copy" else full
-            shallow, pending = kv.first(decoder.layout.draft), []
-        elif exiting.fill == "copy":
-            kv, pending = kv.copied(shallow), []
+            kv = full if fill == "recompute" else filled.where(unsure, full)
+            shallow, pending = kv.first(draft), []
+        elif fill != "recompute":
+            kv, pending = filled, []
+        if fill == "none":
+            settled = ~unsure
 
 
 def _room(decoder: Decoder, row: Row, kv: KeyValues, at: int) -> bool:

@@ -11,9 +11,8 @@ from typing import Any, TypeAlias
 import torch
 
 from backends.base import Engine
-from compiler.artifact.generation import Generation
+from compiler.artifact.generation import DRAFT, PROJECT, Generation
 from compiler.runtime.decoding import (
-    DRAFT,
     FILLS,
     Decoder,
     Drafting,
@@ -203,6 +202,12 @@ class Generator:
         if (options.draft or options.exit_at is not None) and DRAFT not in self._engines:
             raise UsageError(
                 "the artifact has no draft engine", hint="penstock compile MODEL --task generate --draft LAYERS"
+            )
+
+        if options.exit_at is not None and options.fill == "project" and PROJECT not in self._engines:
+            raise UsageError(
+                "the artifact has no engine that projects: its model's blocks were not found",
+                hint=f"fill={FILLS[0]!r}",
             )
 
     def _drafting(self, options: Options) -> Drafting:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from compiler.capture.capture import capture
 from compiler.capture.inputs import bind_inputs, flatten_inputs
 from compiler.pipeline.recipe import PRESETS
-from ir import Graph, parse
+from ir import Graph, interpret, parse
 from ir.copy import copy_graph
 from ir.repeats import Repeats, find_repeats, module_of
-from passes import PASSES, parse_passes
+from passes import PASSES, Depth, parse_passes
 from tests import zoo
 from tests.depth_models import BLOCKS, graph_of
 
@@ -99,3 +100,38 @@ def test_structure_alone_is_enough() -> None:
 def test_what_is_no_block(graph: Graph) -> None:
     repeats = find_repeats(graph)
     assert isinstance(repeats, str) or "a1" in {s.name for s in repeats.states}
+
+
+CACHED = """%a{i}: f32[n, 4] = aten.linear.default(%x{i}, %w{i})
+%c{i}: f32[n, 8] = aten.cat.default([%k{i}, %a{i}], 1)
+%s{i}: f32[n, 4] = aten.slice.Tensor(%c{i}, 1, 4, 8)
+%x{j}: f32[n, 4] = aten.tanh.default(%s{i})
+"""
+
+
+def test_blocks_may_keep_a_state_of_their_own() -> None:
+    """Each reads an input and returns a value that no other does: a cache per layer."""
+    graph = parse(
+        'penstock-ir 1\ngraph "g"\ndim n [1, 8]\n'
+        + "".join(f'param %w{i}: f32[4, 4] "w{i}"\n' for i in range(3))
+        + "".join(f'input %{v}: f32[n, 4] "{v}"\n' for v in ("x0", "k0", "k1", "k2"))
+        + "".join(CACHED.format(i=i, j=i + 1) for i in range(3))
+        + 'return "y" %x3, "c0" %c0, "c1" %c1, "c2" %c2\n',
+        {f"w{i}": torch.randn(4, 4) for i in range(3)},
+    )
+    repeats = found(graph)
+    assert len(repeats) == 3 and repeats.stateful and "of the model's own" in repeats.uneven
+    assert not found(chain("tanh", "tanh", "tanh")).stateful
+    inputs = {"x0": torch.randn(2, 4), **{f"k{i}": torch.randn(2, 4) for i in range(3)}}
+    want = interpret(graph, inputs)
+    (said,) = Depth(mode="nested", layers=(2,)).run(graph)
+    got = interpret(graph, inputs)
+    assert said.applied and not torch.equal(got["y"], want["y"])
+    for name in ("c0", "c1"):
+        assert torch.equal(got[name], want[name])
+    state = torch.tanh(want["c1"][:, 4:])  # the third block's own part reads what the second hands on
+    assert torch.equal(got["y"], state)
+    assert torch.equal(got["c2"][:, 4:], torch.nn.functional.linear(state, graph.weights["w2"]))
+    for mode in ("roll", "exit"):
+        (declined,) = Depth(mode=mode).run(copy_graph(graph))
+        assert not declined.applied

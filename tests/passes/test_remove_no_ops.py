@@ -29,6 +29,12 @@ def one(line: str) -> str:
         ("+ it takes everything",),
     ),
     Case("cat of one", one("%y: f32[2, 4] = aten.cat.default([%x])"), PLAIN, ("+ cat of one",)),
+    Case(
+        "cat with nothing",
+        one("%e: f32[0] = aten.zeros.default([0])\n%y: f32[2, 4] = aten.cat.default([%e, %x], -2)"),
+        'input %x: f32[2, 4] "x"\n%e: f32[0] = aten.zeros.default([0])\nreturn "x" %x\n',
+        ("+ cat of one, the others are empty",),
+    ),
     Case("add 0", one("%y: f32[2, 4] = aten.add.Tensor(%x, 0)"), PLAIN, ("+ add 0",)),
     Case("mul 1", one("%y: f32[2, 4] = aten.mul.Tensor(%x, 1.0)"), PLAIN, ("+ mul 1",)),
     Case(

@@ -12,6 +12,7 @@ import torch
 from backends.base import WEIGHTS_FILE, Engine
 from backends.tvm.cuda.archs import Arch, arch_of
 from backends.tvm.cuda.toolchain import load_runtime, wheels_root
+from backends.tvm.engine import compact
 from backends.tvm.payload import Payload, read
 from ir.errors import MissingError, PenstockError, UntrustedError
 from ir.weights import load
@@ -73,8 +74,8 @@ class TvmCudaEngine(Engine):
 
     def _there(self, tensor: torch.Tensor) -> Any:
         if tensor.is_cuda:
-            return tensor.contiguous()
-        return self._view(tensor.contiguous()).copyto(self._device)
+            return compact(tensor)
+        return self._view(compact(tensor)).copyto(self._device)
 
     def _back(self, result: Any, stays: bool) -> torch.Tensor:
         if isinstance(result, torch.Tensor):

@@ -42,7 +42,7 @@ from tests.compiler.command import Run
         ("a", {"draft": 2, "draft_floor": 2.0}, "draft_floor is 2.0"),
         ("a", {"exit_at": float("nan")}, "exit_at is nan"),
         ("a", {"exit_at": 0.5, "draft": 2}, "do not go together"),
-        ("a", {"fill": "none"}, "fill is 'none'"),
+        ("a", {"fill": "zeros"}, "fill is 'zeros'"),
         ("a", {"top_n": 1}, "no option 'top_n'"),
         ("a", {"requests": [1, 2]}, "one number, 0 or more, for each prompt"),
     ],
@@ -57,6 +57,12 @@ def test_drafts_need_a_draft_engine(engine: penstock.LoadedModel, monkeypatch: p
     for options in ({"draft": 2}, {"exit_at": 0.5}):
         with pytest.raises(UsageError, match="the artifact has no draft engine"):
             engine.generate("a", 4, **options)
+
+
+def test_projecting_needs_its_engine(engine: penstock.LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(engine._generating()._engines, "project")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="no engine that projects"):
+        engine.generate("a", 4, exit_at=0.5, fill="project")
 
 
 def test_other_artifacts_do_not_generate(artifact: Path, penstock: Run) -> None:

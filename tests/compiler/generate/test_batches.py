@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import penstock
-from compiler.runtime.decoding import Decoder
+from compiler.runtime.decoding import FILLS, Decoder
 from compiler.runtime.kv import KeyValues
 from tests.compiler.generate.test_generate import CHANCE, PROMPTS
 
@@ -30,7 +30,7 @@ def test_sampled_drafts_of_a_batch_are_those_of_each_row(engine: penstock.Loaded
     assert [a.tokens for a in together] == [a.tokens for a in alone]
 
 
-@pytest.mark.parametrize("fill", ["recompute", "copy"])
+@pytest.mark.parametrize("fill", FILLS)
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.6, 1.01])
 def test_exits_of_a_batch_are_those_of_each_row(engine: penstock.LoadedModel, threshold: float, fill: str) -> None:
     together = engine.generate(PROMPTS, 20, exit_at=threshold, fill=fill)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 import penstock
 from compiler.artifact import open_artifact
-from compiler.runtime.decoding import verify_drafts
+from compiler.runtime.decoding import FILLS, Decoder, verify_drafts
 from compiler.runtime.rows import Row
 from compiler.runtime.sampling import Sampling, draw
 from examples.tinylm import TinyLM
@@ -118,13 +119,33 @@ def test_rejection_repairs_any_draft() -> None:
 
 def test_exits_that_nobody_takes_change_nothing(engine: penstock.LoadedModel) -> None:
     plain = engine.generate(PROMPTS[0], 24)[0]
-    for fill in ("recompute", "copy"):
+    for fill in FILLS:
         never = engine.generate(PROMPTS[0], 24, exit_at=1.01, fill=fill)[0]
         assert never.tokens == plain.tokens
         always = engine.generate(PROMPTS[0], 24, exit_at=0.0, fill=fill)[0]
-        assert always.calls == {"engine": 1, "draft": 23}
+        assert always.calls == {"engine": 1, "project" if fill == "project" else "draft": 23}
         tried = [engine.generate(PROMPTS[0], 24, exit_at=tau, fill=fill)[0] for tau in (0.2, 0.4, 0.6, 0.8, 0.95)]
-        assert any(1 < some.calls["engine"] < 24 for some in tried)
+        if fill != "none":  # see the next test
+            assert any(1 < some.calls["engine"] < 24 for some in tried)
+
+
+def test_without_a_fill_the_first_layers_write_the_rest(engine: penstock.LoadedModel) -> None:
+    met = set()
+    generator = engine._generating()
+    decoder = Decoder(generator._engines, generator.layout, torch.float32)
+    for prompt, tau in itertools.product(PROMPTS, (0.3, 0.6, 0.9)):
+        plain = engine.generate(prompt, 24)[0]
+        answer = engine.generate(prompt, 24, exit_at=tau, fill="none")[0]
+        full = answer.calls["engine"]  # of the prompt, and of each token before the first sure one
+        met.add(full)
+        assert answer.tokens[:full] == plain.tokens[:full]
+        _, kv = decoder.prefill([prompt])
+        shallow, written = kv.first(1), list(answer.tokens[:full])
+        for at in range(23):
+            logits, shallow = decoder.step("draft", torch.tensor([[written[at]]]), shallow)
+            written += [int(logits.argmax())] if at + 1 >= full else []
+        assert tuple(written) == answer.tokens
+    assert any(1 < full < 24 for full in met)
 
 
 def test_streams_are_the_answers(engine: penstock.LoadedModel) -> None:
@@ -156,7 +177,7 @@ def test_a_stop_sequence_ends_the_text_wherever_it_lies(engine: penstock.LoadedM
 def test_weights_are_on_disk_once(written: Path, small: TinyLM) -> None:
     size = sum(w.numel() * 4 for w in small.parameters()) + small.cos.numel() * 8
     assert size <= (written / "weights.safetensors").stat().st_size < size * 1.1
-    payloads = [written / f"{stem}.onnx" for stem in ("engine", "decode", "draft")]
+    payloads = [written / f"{stem}.onnx" for stem in ("engine", "decode", "draft", "project")]
     assert all(p.stat().st_size < 60_000 for p in payloads)
     section = open_artifact(written).manifest.generate
     assert section is not None

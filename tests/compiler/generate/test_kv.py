@@ -8,6 +8,7 @@ import torch
 import penstock
 from compiler.runtime.decoding import Decoder
 from compiler.runtime.kv import KeyValues
+from examples.tinylm import TinyLM
 from ir.errors import UsageError
 
 
@@ -92,6 +93,31 @@ def test_a_copied_fill_repeats_the_last_layer_that_ran(engine: penstock.LoadedMo
         for layer in range(3):
             new = filled.tensors[f"cache_{kind}_{layer}"][:, :, 3:]
             assert torch.equal(new, shallow.tensors[f"cache_{kind}_0"][:, :, 3:])
+
+
+def test_a_projected_fill_is_what_the_other_layers_make_of_the_state(
+    engine: penstock.LoadedModel, small: TinyLM
+) -> None:
+    decoder = decoder_of(engine)
+    prompts, token = [[1, 2, 3], [4, 5]], torch.tensor([[7], [8]])
+    _, kv = decoder.prefill(prompts)
+    want, shallow = decoder.step("draft", token, kv.first(1))
+    got, filled = decoder.step("project", token, kv)
+    torch.testing.assert_close(got, want)
+    assert same(filled.crop(kv.slots), kv)
+    for name, tensor in shallow.tensors.items():
+        torch.testing.assert_close(filled.tensors[name], tensor)
+    for row, prompt in enumerate(prompts):
+        with torch.no_grad():
+            cos, sin = small.cos[: len(prompt) + 1], small.sin[: len(prompt) + 1]
+            state = small.layers[0](small.embed(torch.tensor([[*prompt, int(token[row])]])), cos, sin)
+            for layer in (1, 2):
+                _, (key, value) = small.layers[layer].attention.cached(
+                    small.layers[layer].attention_norm(state), cos, sin, None, None
+                )
+                for kind, made in (("k", key), ("v", value)):
+                    new = filled.tensors[f"cache_{kind}_{layer}"][row, :, -1]
+                    torch.testing.assert_close(new, made[0, :, -1], rtol=1e-4, atol=1e-4)
 
 
 def same(a: KeyValues, b: KeyValues) -> bool:
