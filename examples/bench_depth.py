@@ -3,7 +3,8 @@
 curve     one engine with exits, sent out at each of its exits in turn: time against the share of layers that ran
 budget    exits calibrated to a budget, fp32 and int8, on held-out inputs, against our own full-depth engines, eager and
           torch.compile; quality with standard errors, and what bounds it: the oracle's layers, the cost of exits
-generate  tokens a second: plain decoding, self-speculation, eager with its cache, torch.compile
+generate  tokens a second: plain decoding, self-speculation, exits per token by each fill, eager with its cache,
+          torch.compile; and how unlikely the model itself finds the text, in bits a byte
 
 All of a part is timed in one process, interleaved; medians. ``layers / all`` is the ideal: a curve above it shows what
 the head, the gather and the branch cost.
@@ -12,8 +13,9 @@ the head, the gather and the branch cost.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-import platform
+import math
 import statistics
 import sys
 import tempfile
@@ -33,6 +35,7 @@ from compiler.artifact.generation import Generation
 from compiler.capture.capture import capture
 from compiler.depth.tapped import Run, loss_kind, row_losses
 from compiler.pipeline.recipe import recipe
+from compiler.report.environment import environment
 from compiler.select.measure import torch_threads
 from examples.trained import write_aside
 from ir import Graph
@@ -256,8 +259,9 @@ def _batched(report: Sequence[Mapping[str, torch.Tensor]], batch: int, most: int
 
 
 def generate(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """TinyLM writes on after held-out sources: plainly, by drafts, and the same loop over the step in eager mode."""
+    """TinyLM writes on after held-out sources: plainly, by drafts, by exits, and the same loop over eager mode."""
     from compiler.generate.step import step_of
+    from compiler.runtime.decoding import FILLS
     from compiler.runtime.generate import Generator
     from examples.tinylm import load_tinylm, model
     from examples.tinylm_data import read_corpus, windows
@@ -267,8 +271,8 @@ def generate(args: argparse.Namespace) -> list[dict[str, Any]]:
     ways: dict[str, Callable[[], list[tuple[int, ...]]]] = {}
     plans: dict[str, str] = {}
 
-    def add(name: str, one: Any, draft: int | bool | None = None) -> None:
-        ways[name] = lambda: [tuple(one.generate(p, args.tokens, draft=draft)[0].tokens) for p in prompts]
+    def add(name: str, one: Any, **options: Any) -> None:
+        ways[name] = lambda: [tuple(one.generate(p, args.tokens, **options)[0].tokens) for p in prompts]
 
     with tempfile.TemporaryDirectory() as scratch:
         for depth in args.draft:
@@ -277,11 +281,13 @@ def generate(args: argparse.Namespace) -> list[dict[str, Any]]:
             engine = penstock.load(made.path, threads=args.threads)
             if "plain" not in ways:
                 add("plain", engine)
-            add(name, engine, True)
+            add(name, engine, draft=True)
             told = made.report["drafts"]
             plans[name] = f"{told['ahead']} ahead, floor {told['floor']:g}, expected {told['gain']:.2f}x"
             for ahead in args.ahead:
-                add(f"{depth} layers draft, {ahead} ahead", engine, ahead)
+                add(f"{depth} layers draft, {ahead} ahead", engine, draft=ahead)
+            for sure, fill in itertools.product(args.exit_at, FILLS):
+                add(f"{depth} layers alone from {sure:g} on, {fill}", engine, exit_at=sure, fill=fill)
         layout, step = network.cache_layout(), step_of(network, network.config.layers)
         layout = Generation(**asdict(layout))
         for name, decode in (("eager", step), ("torch.compile", torch.compile(step, dynamic=True))):
@@ -293,9 +299,21 @@ def generate(args: argparse.Namespace) -> list[dict[str, Any]]:
     for name, ms in times.items():
         rows.append({"part": "generate", "way": name, "tokens_per_s": round(1e3 * count / ms, 1),
                      "over_plain": round(times["plain"] / ms, 3), "exact": texts[name] == texts["plain"],
+                     "bits_a_byte": round(_surprise(network, prompts, texts[name]), 4),
                      "plan": plans.get(name, "")})  # fmt: skip
         print(f"generate {rows[-1]}")
     return rows
+
+
+def _surprise(network: torch.nn.Module, prompts: Sequence[bytes], texts: Sequence[Sequence[int]]) -> float:
+    """How unlikely the original finds what was written after the prompts; greedy text of its own is the least."""
+    losses = []
+    for prompt, text in zip(prompts, texts, strict=True):
+        tokens = torch.tensor([[*prompt, *text]])
+        with torch.no_grad():
+            logits = network(tokens[:, :-1])[0, len(prompt) - 1 :]
+        losses.append(float(torch.nn.functional.cross_entropy(logits, tokens[0, len(prompt) :])))
+    return sum(losses) / len(losses) / math.log(2)
 
 
 class _Eager:
@@ -322,6 +340,11 @@ def numbers(text: str) -> list[int]:
     return [int(part) for part in text.split(",")]
 
 
+def shares(text: str) -> list[float]:
+    """``0.8,0.9``."""
+    return [float(part) for part in text.split(",")]
+
+
 def main(arguments: list[str]) -> int:
     """Run the parts, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -334,6 +357,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--texts", type=int, default=64, help="held-out texts that part budget is timed on")
     parser.add_argument("--draft", type=numbers, default=[2, 3], help="layers of drafting engines")
     parser.add_argument("--ahead", type=numbers, default=[4])
+    parser.add_argument("--exit-at", type=shares, default=[0.9], help="probability from which the first layers suffice")
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(arguments)
@@ -341,7 +365,7 @@ def main(arguments: list[str]) -> int:
     with torch_threads(args.threads):
         rows = [row for part in args.parts.split(",") for row in PARTS[part](args)]
     if args.json:
-        found = {"machine": platform.processor() or platform.machine(), "threads": args.threads, "rows": rows}
+        found = {"environment": environment(args.threads), "rows": rows}
         write_aside(args.json, json.dumps(found, indent=1).encode())
     return 0
 

@@ -1,4 +1,4 @@
-"""Depth on each engine: exits and the rolled loop compute what the graph means, and rows that are done run nothing."""
+"""Depth on each engine: exits and the rolled loop compute what the graph means, and each row leaves where it should."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from ir.weights import save
 from passes.depth_exits import LAYERS, THRESHOLDS, insert_exits, taps
 from passes.depth_parts import take_apart
 from passes.depth_roll import roll_blocks
-from tests.backends.test_rows import _TensorRT
 from tests.depth_models import BLOCKS, graph_of, tokens
 
 INF = float("inf")
@@ -29,11 +28,14 @@ ENGINES = ("onnxruntime", "openvino", "tensorrt", pytest.param("tvm", marks=pyte
 def built(engine: str, graph: Graph, folder: Path) -> Engine:
     """Whatever the backend gives: one engine, or segments."""
     save(graph.weights, folder / "weights.safetensors")
+    chosen = backend(engine)
     if engine == "tensorrt":
-        made = simulated_segments(graph, _TensorRT(), L4) if refusals(graph, backend(engine), L4)[0] else None
-        return made or _TensorRT().simulated(ready_for(graph, backend(engine), L4).graph, L4)
-    build_engine(graph, folder, backend(engine))
-    return load_engine(folder, backend(engine), 1)
+        made = simulated_segments(graph, chosen, L4) if refusals(graph, chosen, L4)[0] else None
+        made = made or chosen.simulated(ready_for(graph, chosen, L4).graph, L4)
+        assert made is not None
+        return made
+    build_engine(graph, folder, chosen)
+    return load_engine(folder, chosen, 1)
 
 
 def thresholds(graph: Graph) -> Iterator[Tensor]:

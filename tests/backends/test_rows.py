@@ -12,7 +12,6 @@ from backends import backend
 from backends.base import CPU, Backend, Device, Engine, Unsupported
 from backends.rows import prepared
 from backends.segments import build_engine, load_engine, ready_for, refusals, simulated_segments
-from backends.tensorrt.simulate import simulated
 from ir import ROWS, Graph, interpret
 from ir.copy import copy_graph
 from ir.rows import MODES, lowered
@@ -128,13 +127,8 @@ def test_rows_are_masked_where_the_engine_must_be_one_or_cannot_be_cut() -> None
         assert [p.lowering for p in ready.flow] == ["masked"]
 
 
-class _TensorRT(type(backend("tensorrt"))):  # type: ignore[misc]
-    def simulated(self, graph: Graph, device: Device) -> Engine:
-        return simulated(graph, device)
-
-
 def test_tensorrt_gets_them_bucketed() -> None:
-    graph, chosen = rows_of(BODY), _TensorRT()
+    graph, chosen = rows_of(BODY), backend("tensorrt")
     l4 = Device("l4", "cuda", 89)
     assert ready_for(graph, chosen, l4).graph is graph
     refused, left = refusals(graph, chosen, l4)

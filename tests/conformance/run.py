@@ -12,7 +12,7 @@ import torch
 
 from backends import CPU, Backend, Device, Unsupported, backend
 from backends.rows import prepared
-from backends.segments import build_segments, load_segments, unsupported_segments
+from backends.segments import build_segments, load_segments, simulated_segments, unsupported_segments
 from ir import Graph, PenstockError, interpret
 from ir.errors import UnsupportedError
 from ir.weights import save
@@ -24,7 +24,7 @@ from tests.conformance.operators import COLUMNS, TOLERANCE, Cell, cells
 GPU = Device("l4", "cuda", 89, 24e9, frozenset({"fp32", "tf32", "fp16", "bf16", "fp8", "int8"}))
 LOWERINGS = ("native", "segments")
 COMPILED = ("inductor", "tvm")
-"""Engines that compile code for long (inductor: an hour for all): CI asks them for less; 64 operators share a graph."""
+"""Engines that compile code for long (inductor: hours for all): CI asks them for less; 64 operators share a graph."""
 Tensors = Mapping[str, torch.Tensor]
 Job = tuple[Sequence[str], str, str]
 """Engines, section of the matrix, and its column or row."""
@@ -46,8 +46,7 @@ def judge(job: Job, chosen: Sequence[Cell] | None = None) -> Found:
     for engine in engines:
         if part == "regions":
             for lowering in LOWERINGS:
-                if lowering == "native" or not simulates(backend(engine)):
-                    found.append((part, name, engine, lowering, str(judge_region(engine, name, lowering))))
+                found.append((part, name, engine, lowering, str(judge_region(engine, name, lowering))))
         elif part == "models":
             model, _, recipe = name.partition(" ")
             found.append((part, model, engine, recipe or "captured", str(judge_model(engine, name))))
@@ -137,13 +136,23 @@ def simulates(chosen: Backend) -> bool:
 
 
 def _segmented(chosen: Backend, graph: Graph, folder: Path) -> Any:
+    if simulates(chosen):
+        return simulated_segments(graph, chosen, GPU)
     save(graph.weights, folder / "weights.safetensors")
     build_segments(graph, folder, chosen)
     return load_segments(folder, chosen, 1)
 
 
 def _faults(chosen: Backend, graph: Graph) -> list[Unsupported]:
-    return chosen.unsupported(graph, GPU if simulates(chosen) else CPU)
+    return chosen.unsupported(graph, _device(chosen))
+
+
+def _faults_of_segments(chosen: Backend, graph: Graph) -> list[Unsupported]:
+    return unsupported_segments(graph, chosen, _device(chosen))
+
+
+def _device(chosen: Backend) -> Device:
+    return GPU if simulates(chosen) else CPU
 
 
 def judge_region(engine: str, name: str, lowering: str) -> Verdict:
@@ -172,7 +181,7 @@ def _judge_graph(
     """Inputs, and what is expected of them."""
     ready = prepared(graph, chosen)
     graph = ready.graph
-    faults = ready.refused or (unsupported_segments(graph, chosen) if segments else _faults(chosen, graph))
+    faults = [*ready.refused] or (_faults_of_segments if segments else _faults)(chosen, graph)
     if faults:
         return refusal("; ".join(sorted({f"{f.op}: {f.reason}" for f in faults})))
     try:

@@ -10,6 +10,7 @@ import torch
 
 import penstock
 from compiler.generate.step import layout_of, step_of
+from compiler.runtime.decoding import FILLS
 from compiler.runtime.sampling import Sampling
 from examples.tinylm import load_tinylm
 from tests.compiler.generate.eager import write_on
@@ -42,9 +43,18 @@ def test_a_step_with_a_cache_is_the_model(family: str) -> None:
     assert model.config.num_hidden_layers == layout.layers
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
-@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+FAMILIES = [
+    *(
+        pytest.param(f, e, marks=pytest.mark.slow)
+        for f in ("llama", "qwen3", "gpt2")
+        for e in ("onnxruntime", "openvino")
+    ),
+    pytest.param("llama", "tvm", marks=pytest.mark.slow),
+    pytest.param("llama", "inductor", marks=pytest.mark.long),
+]
+
+
+@pytest.mark.parametrize(("family", "engine"), FAMILIES)
 def test_text_of_hugging_face(family: str, engine: str, tmp_path: Path) -> None:
     model = small_causal_lm(family, END)
     made = penstock.compile(
@@ -53,6 +63,10 @@ def test_text_of_hugging_face(family: str, engine: str, tmp_path: Path) -> None:
     )  # fmt: skip
     loaded = penstock.load(made.path or "")
     check(loaded, lambda tokens: model(tokens).logits, END)
+    for fill in FILLS:
+        never = loaded.generate(PROMPTS, 24, exit_at=1.01, fill=fill)
+        assert [a.tokens for a in never] == [a.tokens for a in loaded.generate(PROMPTS, 24)]
+        assert all(a.calls["engine"] == 1 for a in loaded.generate(PROMPTS, 24, exit_at=0.0, fill=fill))
     for prompt in PROMPTS:
         given = torch.tensor([prompt])
         with torch.no_grad():
