@@ -1,24 +1,36 @@
 """How an engine gets its branches and loops: as the backend lowers them, or as segments that the host dispatches.
 
 The backend's own lowering is taken where it is proven to skip what is not taken, by the builder from the built engine
-or by measurement here; one that computes both sides is never taken. What the backend cannot lower at all is cut.
+or by measurement here; one that computes both sides is never taken. What the backend cannot lower at all is cut. Exits
+are also cut where the pieces are faster: some engines optimise straight graphs only (OpenVINO has its fast int8
+products there, not within branches).
 """
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+
+import torch
 
 from backends.base import WEIGHTS_FILE, Backend, BuildOptions, Built, Engine, FlowProof, Unsupported
 from backends.segments import build_segments, has_regions, refusals, region_nodes, unsupported_segments
 from compiler.select.forced import regions_of
-from compiler.select.skipping import Limits, Tensors, Verdict, Way, beside, native, prove, segments
+from compiler.select.measure import interleave
+from compiler.select.skipping import Limits, Tensors, Verdict, Way, beside, native, prove, segments, share_weights
 from ir import ROWS, Graph
 from ir import weights as weight_files
 from ir.errors import BuildError, UnsupportedError
+from passes.depth_exits import THRESHOLDS
+
+_QUICK = 20.0
+"""Seconds; what took longer to build is not built once more to see whether it would be faster."""
+_SECONDS = 0.5
+_WORTH = 0.8
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,7 @@ def lower(
     inputs: Tensors,
     limits: Limits | None = None,
     options: BuildOptions | None = None,
+    rows: Graph | None = None,
 ) -> Lowered:
     """Write a graph's weights and engine into a folder, and load it.
 
@@ -59,6 +72,7 @@ def lower(
         inputs: to measure with.
         limits: of time for the proofs; the defaults when absent.
         options: of the build.
+        rows: the same graph before its ``rows`` were written out for the backend: to be cut there, if that is faster.
 
     Raises:
         UnsupportedError: lists what the backend cannot carry; or it computes both sides and cannot be cut.
@@ -78,7 +92,8 @@ def lower(
         else:
             made, why = _native(graph, backend, folder, inputs, limits, options)
             if made is not None:
-                return made
+                why = _slower(made, rows, backend, folder, inputs, limits, options) if rows is not None else ""
+                return _cut(rows, backend, folder, inputs, limits, options, why) if rows and why else made
             if faults := unsupported_segments(graph, backend, options.device):
                 raise UnsupportedError(f"{why}, and its pieces cannot stand alone: {listing(faults)}")
         return _cut(graph, backend, folder, inputs, limits, options, why)
@@ -104,6 +119,31 @@ def _native(
         return replace(made, lowering=way.name, flow=flow, remarks=remarks), ""
     what = "computes both sides" if bad[0].evidence == "measured" else "is not proven to skip the untaken side"
     return None, f"{backend.name} {what} of {bad[0].node} ({bad[0].detail})"
+
+
+def _slower(
+    made: Lowered, graph: Graph, backend: Backend, folder: Path, inputs: Tensors, limits: Limits, options: BuildOptions
+) -> str:
+    """Why a graph is better cut at its ``rows``; empty where it is not, or where to find out would take long."""
+    if made.seconds > _QUICK or unsupported_segments(graph, backend, options.device):
+        return ""
+    scratch, way = beside(folder), segments(backend)
+    share_weights(folder, scratch)
+    try:
+        way.build(graph, scratch, options)
+        engine = way.load(scratch, limits.threads, options.stem)
+    except BuildError:
+        return ""
+    inputs = {**graph.initial, **inputs}
+    deepest = {name: torch.full_like(t, torch.inf) for name, t in graph.initial.items() if name == THRESHOLDS}
+    calls: dict[str, Callable[[], object]] = {}
+    for depth, given in (("as set", inputs), ("all blocks", {**inputs, **deepest})):
+        calls |= {f"own {depth}": partial(made.engine, given), f"cut {depth}": partial(engine, given)}
+    found = interleave(calls, _SECONDS)
+    own, cut = (sum(t.median for name, t in found.items() if name.startswith(way)) for way in ("own", "cut"))
+    if cut > _WORTH * own:
+        return ""
+    return f"{backend.name} takes {own / cut:.2f} times as long with branches of its own"
 
 
 def _cut(

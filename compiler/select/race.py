@@ -150,18 +150,20 @@ class Race:
         ready = ready_for(graph, with_)
         if ready.refused and unsupported_segments(graph, with_):  # else the host does what the engine cannot
             raise UnsupportedError(listing(ready.refused))
-        graph = ready.graph
+        whole, graph = graph, ready.graph
         limits = Limits(min(1.0, self._seconds), threads=self._threads)
         with torch_threads(self._threads):
             inputs = {**graph.initial, **self._reference.example}
-            lowered = lower(graph, with_, folder, inputs, limits, self._options)
+            lowered = lower(graph, with_, folder, inputs, limits, self._options, whole if ready.flow else None)
+        # cut at its ``rows``, the pieces tell what became of them
+        rows = () if any(p.node.startswith("rows") for p in lowered.flow) else ready.flow
         engine = settled(lowered.engine, graph)
         made = replace(with_built(made, lowered.built, lowered.seconds), verified="run on this machine")
         made = replace(
             made,
-            facts={**made.facts, **_facts(engine, (*ready.flow, *lowered.flow))},
+            facts={**made.facts, **_facts(engine, (*rows, *lowered.flow))},
             lowering=lowered.lowering,
-            flow=(*ready.flow, *lowered.flow),
+            flow=(*rows, *lowered.flow),
             remarks=lowered.remarks,
         )
         for remark in lowered.remarks:

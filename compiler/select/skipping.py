@@ -113,7 +113,7 @@ def prove(graph: Graph, backend: Backend, way: Way, inputs: Tensors, folder: Pat
         return []
     lowering = {"cond": "if", "while": "loop"} if way.name == "native" else {}
     scratch = beside(folder)
-    _share_weights(folder, scratch)
+    share_weights(folder, scratch)
     bench = _Bench(graph, backend, way, inputs, scratch, limits, regions)
     start = time.perf_counter()
     found: list[Verdict] = []
@@ -298,7 +298,7 @@ def beside(folder: Path) -> Path:
     return folder.with_name(folder.name + "-proof")
 
 
-def _share_weights(folder: Path, scratch: Path) -> None:
+def share_weights(folder: Path, scratch: Path) -> None:
     """The weights once more, without a copy where the disk allows it."""
     shutil.rmtree(scratch, ignore_errors=True)
     try:

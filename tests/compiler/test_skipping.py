@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from compiler.select.lowering import build_unmeasured, lower
 from compiler.select.skipping import Limits, Times, Verdict, judge, native, prove, segments
 from ir import COND, Graph, interpret, parse, verify
 from ir.errors import UnsupportedError
+from ir.rows import lowered
 from ir.weights import save
 from tests import corpus
 from tests.backends.random_regions import Maker
@@ -236,6 +238,45 @@ def test_rows_that_an_engine_lacks_are_the_hosts(tmp_path: Path) -> None:
     assert "does not carry rows" in made.remarks[0]
     assert [(p.lowering, p.evidence, p.lazy) for p in made.flow] == [("segments", "structural", True)]
     close(made.engine(inputs), interpret(graph, inputs))
+
+
+class Slow(Planted):
+    """Has lazy branches of its own; whole engines and pieces each run after a rest."""
+
+    name = "slow"
+
+    def __init__(self, whole: float, piece: float) -> None:
+        super().__init__()
+        self.whole, self.piece = whole, piece
+
+    def build(self, graph: Graph, folder: Path, options: BuildOptions = DEFAULT) -> Built:
+        return self.inner.build(graph, folder, options)
+
+    def load(self, folder: Path, threads: int | None = None, stem: str = "engine") -> Engine:
+        return Resting(super().load(folder, threads, stem), self.piece if "." in stem else self.whole)
+
+
+class Resting(Engine):
+    def __init__(self, engine: Engine, rest: float) -> None:
+        self._engine, self._rest = engine, rest
+
+    def __call__(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        time.sleep(self._rest)
+        return self._engine(inputs)
+
+
+@pytest.mark.parametrize(("whole", "piece", "lowering"), [(0.0, 0.02, "native"), (0.02, 0.0, "segments")])
+def test_rows_are_cut_where_the_engine_is_slower_within_its_branches(
+    whole: float, piece: float, lowering: str, tmp_path: Path
+) -> None:
+    rows = corpus.load("rows")
+    inputs = {"x": torch.randn(5, 3, 4), "mask": torch.ones(5, 1, 3, dtype=torch.bool)}
+    graph = lowered(rows, "compacted")
+    made = lower(graph, Slow(whole, piece), tmp_path / "engine", inputs, QUICK, rows=rows)
+    assert made.lowering == lowering
+    assert ("as long with branches of its own" in made.remarks[0]) == bool(whole)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["engine"]
+    close(made.engine(inputs), interpret(rows, inputs))
 
 
 # --- where nothing can be measured ---------------------------------------------------------------
