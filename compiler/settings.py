@@ -29,6 +29,7 @@ class Settings:
         threads: of the engine and of the baseline; ``None``: every core.
         max_loss: largest loss against the original (relative metric drop, or one minus the worst cosine).
         max_drop: largest mean loss by rows that leave early, a share or a text such as ``0.5%``; ``None``: none do.
+            Of ``generate``: the share of tokens that may be other than the model's own.
         check: ``none``, ``each`` (well-formed after each pass, types at the end), ``full``.
         seconds: to spend on timing each candidate.
         force: replace an artifact that is there.
@@ -89,6 +90,8 @@ def read_settings(given: Mapping[str, Any]) -> Settings:
         raise UsageError(f"max_loss is {settings.max_loss}, not between 0 and 2")
     if settings.max_drop is not None and not 0 < settings.max_drop <= 1:
         raise UsageError(f"max_drop is {settings.max_drop:g}, not above 0 and at most 1", hint="0.5% or 0.005")
+    if settings.max_drop is not None and settings.task == "generate" and not settings.draft:
+        raise UsageError("max_drop is for tokens of the first layers, and no layers are given", hint="--draft 3")
     if settings.threads is not None and not 1 <= settings.threads <= 1024:
         raise UsageError(f"threads is {settings.threads}, not between 1 and 1024")
     if not 0 <= settings.seconds <= 3600:

@@ -119,8 +119,8 @@ def curve(args: argparse.Namespace) -> list[dict[str, Any]]:
 # --- exits to a budget ---------------------------------------------------------------------------
 
 
-VARIANTS: Mapping[str, str] = {"fp32": "", "int8": "", "exits": "fp32", "int8-exits": "int8"}
-"""Each with the variant that computes the same at all blocks, if that is another."""
+EXITS: Mapping[str, str] = {"exits": "fp32", "int8-exits": "int8"}
+"""Recipes with exits, each with the one that computes the same at all blocks."""
 
 
 def budget(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -130,11 +130,13 @@ def budget(args: argparse.Namespace) -> list[dict[str, Any]]:
         spec = import_module(f"examples.{model}").model()
         with tempfile.TemporaryDirectory() as scratch:
             engines: dict[str, Any] = {}
-            for name in VARIANTS:
+            every = [(r, e) for r in EXITS.values() for e in args.engines.split(",")]  # texts differ in length: no race
+            for made_by, engine in [*every, *((r, "auto") for r in EXITS)]:
+                name = made_by if engine == "auto" else f"{made_by} on {engine}"
                 path = Path(scratch) / f"{name}.penstock"
                 try:
                     made = penstock.compile(
-                        spec, output=path, recipe=name, threads=args.threads, max_drop=args.max_drop
+                        spec, output=path, recipe=made_by, engine=engine, threads=args.threads, max_drop=args.max_drop
                     )
                 except PenstockError as error:  # int8 may lose more than is allowed
                     print(f"budget {model:10} {name}: {error.what}")
@@ -212,16 +214,17 @@ def _timed(
     with torch.no_grad():
         times = in_turns(calls, args.seconds, 5)
         spent = in_turns(calls, args.seconds, 5, time.process_time)
-    full = min((n for n in engines if not VARIANTS[n]), key=times.__getitem__)
+    full = min((n for n in engines if n not in EXITS), key=times.__getitem__)
     row: dict[str, Any] = {
         "part": "budget", "model": model, "batch": batch, "max_drop": args.max_drop, "quality": quality,
         "ms": {name: round(ms / len(given), 3) for name, ms in times.items()},
         "process_ms": {name: round(ms / len(given), 3) for name, ms in spent.items()},
         "full": full, "over_full": {}, "over_same": {}, "overhead": {}, "check_of_a_block": {},
     }  # fmt: skip
-    for name, same in VARIANTS.items():
-        if not same or name not in engines or not engines[name].manifest.depth:
+    for name, recipe_ in EXITS.items():
+        if name not in engines or not engines[name].manifest.depth:
             continue
+        same = f"{recipe_} on {engines[name].manifest.engine.name}"
         told = quality[name]
         row["over_full"][name] = round(times[full] / times[name], 3)
         line = (

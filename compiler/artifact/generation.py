@@ -9,6 +9,8 @@ from typing import Any, Protocol
 PREFILL, DECODE, DRAFT, PROJECT = "engine", "decode", "draft", "project"
 """Names of the payloads; the first is what an artifact's plain call runs."""
 
+NEVER = 2.0
+"""A probability that no token has."""
 _MAX = 1 << 31
 _MAX_ENDS = 64
 
@@ -68,12 +70,17 @@ class Generation(Layout):
         project: layers of the engine ``project``; 0: there is none.
         ahead: tokens to draft before they are verified, as planned when it was compiled; 0: drafts do not pay.
         floor: a draft ends after a token of less probability.
+        exit_at: probability from which the first layers may write a token alone, as planned for a budget when it was
+            compiled; above 1: never.
+        exit_rows: rows up to which that pays.
     """
 
     draft: int = 0
     project: int = 0
     ahead: int = 0
     floor: float = 0.0
+    exit_at: float = NEVER
+    exit_rows: int = 0
 
     @property
     def stems(self) -> tuple[str, ...]:
@@ -97,4 +104,6 @@ def read_generation(entry: Reader, whole: Callable[[object, str], int]) -> Gener
         project=entry.whole("project", 0, sizes["layers"]),
         ahead=entry.whole("ahead", 0, 64),
         floor=entry.number("floor", 0, 1),
+        exit_at=entry.number("exit_at", 0, NEVER),
+        exit_rows=entry.whole("exit_rows", 0, _MAX),
     )

@@ -20,13 +20,15 @@ from compiler import artifact
 from compiler.artifact.generation import DECODE, PREFILL, PROJECT, Generation
 from compiler.cost.targets import Target
 from compiler.events import Phases
-from compiler.generate.drafting import Drafts, plan_drafts
+from compiler.generate.drafting import MORE, PROMPTS, choose, given_of, measure_costs, traces_of
+from compiler.generate.exiting import ROWS, plan_exits
 from compiler.generate.filling import projecting
 from compiler.generate.parts import parts, share_weights, texts
 from compiler.generate.step import layout_of
 from compiler.job import Job, capture_model, optimise, refer
 from compiler.pipeline.recipe import Recipe, recipe
 from compiler.report import build_report, write_report
+from compiler.runtime.decoding import Decoder
 from compiler.select.measure import interleave, torch_threads
 from compiler.select.race import Candidate
 from compiler.select.reference import Loss
@@ -91,29 +93,41 @@ def compile_generate(
     candidates, winner = _race(jobs, backends, folder)
     graphs = {stem: job.graphs[winner.variant] for stem, job in jobs.items()}
     section = Generation(**asdict(layout), draft=settings.draft, project=settings.draft if PROJECT in jobs else 0)
-    drafts = _planned(section, jobs, winner, folder, texts(spec, layout)) if settings.draft else None
-    if drafts is not None:
-        section = replace(section, ahead=drafts.ahead, floor=drafts.floor)
+    told: dict[str, Any] = {}
+    if settings.draft:
+        section, told = _planned(section, jobs, winner, folder, spec)
     with phases.phase("publish", "write, sync, rename"):
         job = jobs[DECODE]
         report = build_report(job, candidates, winner)
-        report |= {"drafts": asdict(drafts)} if drafts is not None else {}
+        report |= told
         identity = _seal(folder, name, section, befores[PREFILL], graphs, job, chosen, winner, report)
     return Made(identity, graphs[PREFILL], job, candidates, winner, report)
 
 
 def _planned(
-    layout: Generation, jobs: Mapping[str, Job], winner: Candidate, folder: Path, tokens: torch.Tensor
-) -> Drafts:
-    """How far to draft, measured on the engines that were chosen."""
+    layout: Generation, jobs: Mapping[str, Job], winner: Candidate, folder: Path, spec: ModelSpec
+) -> tuple[Generation, dict[str, Any]]:
+    """How far to draft, and for a budget where tokens may leave, measured on the engines that were chosen."""
     settings, phases = jobs[DECODE].settings, jobs[DECODE].phases
     with phases.phase("drafts", "traces of the model's own text") as say, torch_threads(settings.threads):
         with_ = backend(winner.backend)
         engines = {stem: load_engine(folder, with_, settings.threads, stem) for stem in jobs}
         dtype = dict(jobs[DECODE].graphs[winner.variant].arguments("input"))["cache_k_0"].tensor.dtype
-        found = plan_drafts(engines, layout, tokens, dtype)
-        say(found.text())
-    return found
+        decoder = Decoder(engines, layout, dtype)
+        tokens = texts(spec, layout, PROMPTS if settings.max_drop is None else MORE)
+        traces, prompt = traces_of(decoder, tokens), tokens[0, : given_of(tokens, layout)].tolist()
+        costs = {1: measure_costs(decoder, prompt)}
+        drafts = choose(traces, costs[1])
+        say(drafts.text())
+    made, told = replace(layout, ahead=drafts.ahead, floor=drafts.floor), {"drafts": asdict(drafts)}
+    if settings.max_drop is None:
+        return made, told
+    with phases.phase("exits", f"{len(traces)} texts, budget {settings.max_drop:.2%}") as say:
+        with torch_threads(settings.threads):
+            costs |= {n: measure_costs(decoder, prompt, rows=n) for n in ROWS if n > 1}
+        exits = plan_exits(traces, costs, settings.max_drop)
+        say(exits.text())
+    return replace(made, exit_at=exits.threshold, exit_rows=exits.rows), {**told, "token_exits": exits.plain()}
 
 
 def _race(jobs: Mapping[str, Job], backends: Sequence[Backend], folder: Path) -> tuple[list[Candidate], Candidate]:

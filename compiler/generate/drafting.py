@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backends import Engine
 from compiler.artifact.generation import DECODE, DRAFT, PREFILL, Generation
 from compiler.runtime.decoding import Decoder, decode_plainly
 from compiler.runtime.kv import KeyValues
@@ -26,8 +25,8 @@ from compiler.select.measure import interleave
 
 MOST_AHEAD = 8
 FLOORS = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-PROMPTS, PROMPT, WRITTEN = 8, 64, 96
-"""Texts that are continued, and tokens of each: given and written."""
+PROMPTS, MORE, PROMPT, WRITTEN = 8, 32, 64, 96
+"""Texts that are continued, more where a threshold is chosen on them, and tokens of each: given and written."""
 LEAST_GAIN = 1.03
 SECONDS = 20.0
 """After which no further text is begun."""
@@ -48,6 +47,14 @@ class Costs:
     decode: float
     draft: float
     verify: tuple[float, ...]
+
+    def verifying(self, tokens: int) -> float:
+        """Of any number of tokens: beyond those measured, as each of the last ones costs."""
+        known = self.verify
+        if tokens <= len(known):
+            return known[tokens - 1]
+        slope = (known[-1] - known[0]) / max(1, len(known) - 1)
+        return known[-1] + slope * (tokens - len(known))
 
 
 @dataclass(frozen=True)
@@ -77,26 +84,22 @@ class Drafts:
         return f"{self.ahead} tokens ahead{floor}: {self.gain:.2f}x plain decoding expected; {stands}"
 
 
-def plan_drafts(engines: Mapping[str, Engine], layout: Generation, tokens: Tensor, dtype: torch.dtype) -> Drafts:
-    """Choose for the engines of a model.
+def given_of(tokens: Tensor, layout: Generation) -> int:
+    """How many tokens of each text the model is given to continue."""
+    return min(PROMPT, tokens.shape[1], layout.context // 2)
 
-    Args:
-        engines: by payload, ``DRAFT`` among them.
-        layout: of the model.
-        tokens: int64 [rows, seq] of the user's own, to be continued.
-        dtype: of the cache.
-    """
-    decoder = Decoder(engines, layout, dtype)
-    given = min(PROMPT, tokens.shape[1], layout.context // 2)
-    written = max(1, min(WRITTEN, layout.context - given - MOST_AHEAD - 1))
+
+def traces_of(decoder: Decoder, tokens: Tensor) -> list[Trace]:
+    """Traces of texts, int64 [rows, seq], as many as there is time for; one at least."""
+    given = given_of(tokens, decoder.layout)
+    written = max(1, min(WRITTEN, decoder.layout.context - given - MOST_AHEAD - 1))
     traces: list[Trace] = []
     end = time.monotonic() + SECONDS
-    for row in tokens[:PROMPTS]:
+    for row in tokens:
         if traces and time.monotonic() > end:
             break
         traces.append(trace_of(decoder, row[:given].tolist(), written))
-    costs = measure_costs(decoder, tokens[0, :given].tolist())
-    return choose(traces, costs)
+    return traces
 
 
 def trace_of(decoder: Decoder, prompt: Sequence[int], count: int) -> Trace:
@@ -114,16 +117,16 @@ def trace_of(decoder: Decoder, prompt: Sequence[int], count: int) -> Trace:
     return Trace(tuple(sure), tuple(stands))
 
 
-def measure_costs(decoder: Decoder, prompt: Sequence[int], seconds: float = 2.0) -> Costs:
-    """Medians of interleaved runs after a prompt."""
-    _, kv = decoder.prefill([prompt])
-    shallow, token = kv.first(decoder.layout.draft), torch.tensor([[prompt[-1]]])
+def measure_costs(decoder: Decoder, prompt: Sequence[int], seconds: float = 2.0, rows: int = 1) -> Costs:
+    """Medians of interleaved runs after a prompt, so many rows of it."""
+    _, kv = decoder.prefill([prompt] * rows)
+    shallow, token = kv.first(decoder.layout.draft), torch.tensor([[prompt[-1]]] * rows)
     calls: dict[str, Any] = {
         DECODE: partial(decoder.step, DECODE, token, kv),
         DRAFT: partial(decoder.step, DRAFT, token, shallow),
     }
     widths = [n for n in (1, 2, 3, 5, MOST_AHEAD + 1) if int(kv.positions[0]) + n <= decoder.layout.context]
-    calls |= {str(n): partial(_verify, decoder, token.expand(1, n).contiguous(), kv) for n in widths}
+    calls |= {str(n): partial(_verify, decoder, token.expand(rows, n).contiguous(), kv) for n in widths}
     found = {name: timing.median for name, timing in interleave(calls, seconds).items()}
     known = [found[str(n)] for n in widths]
     verify = torch.tensor([_between(widths, known, n) for n in range(1, widths[-1] + 1)]).tolist()

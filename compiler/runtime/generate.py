@@ -42,7 +42,7 @@ class Options:
             as planned when the model was compiled, the floor too, which may be not at all.
         draft_floor: a draft ends early at a token of less probability.
         exit_at: tokens that the first layers give at least this probability are written by them alone; above 1 none
-            is. ``None``: no exits.
+            is. ``None``: no exits; ``True``: as planned for the budget when the model was compiled, which may be none.
         fill: what the other layers keep of such tokens, see ``Exiting``.
         stop_below: an answer is given up where its likeliest token has less probability than this, by the first layers
             already with ``exit_at``; its ``finish`` is ``unsure``.
@@ -57,7 +57,7 @@ class Options:
     stream: Listener | None = None
     draft: int | bool | None = None
     draft_floor: float | None = None
-    exit_at: float | None = None
+    exit_at: float | bool | None = None
     fill: str = "recompute"
     stop_below: float = 0.0
 
@@ -129,8 +129,8 @@ class Generator:
         logits, kv = decoder.prefill(listed)
         if drafting.ahead:
             decode_by_drafts(decoder, rows, logits, kv, sampling, drafting)
-        elif chosen.exit_at is not None:
-            exiting = Exiting(chosen.exit_at, chosen.fill, chosen.stop_below)
+        elif (exit_at := self._exit_at(chosen, len(rows))) is not None:
+            exiting = Exiting(exit_at, chosen.fill, chosen.stop_below)
             decode_with_exits(decoder, rows, logits, kv, sampling, exiting)
         else:
             decode_plainly(decoder, rows, logits, kv, sampling, chosen.stop_below)
@@ -216,6 +216,11 @@ class Generator:
         if floor is None:
             floor = self.layout.floor if planned else 0.0
         return Drafting(self.layout.ahead if planned else int(options.draft or 0), floor)
+
+    def _exit_at(self, options: Options, rows: int) -> float | None:
+        if options.exit_at is True:  # planned: not where it does not pay
+            return self.layout.exit_at if rows <= self.layout.exit_rows else None
+        return None if options.exit_at is None or options.exit_at is False else options.exit_at
 
     def _answer(self, row: Row, decoder: Decoder) -> Answer:
         raw = bytes(row.tokens) if self.layout.text == "bytes" else None

@@ -37,7 +37,7 @@ class Early:
 
     @property
     def manifest(self) -> Any:
-        return SimpleNamespace(depth=self.depth)
+        return SimpleNamespace(depth=self.depth, engine=SimpleNamespace(name="a"))
 
     def facts(self) -> dict[str, Any]:
         return {"engine": "made up"}
@@ -84,7 +84,7 @@ def test_rows_are_batched_anew_and_cut_to_their_longest(spec: penstock.ModelSpec
 def test_times_are_set_against_the_same_and_the_best_engine_without_exits(
     spec: penstock.ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    times = {"fp32": 10.0, "int8": 5.0, "exits": 6.0, "int8-exits": 4.0, "exits, all blocks": 11.0,
+    times = {"fp32 on a": 10.0, "int8 on a": 5.0, "exits": 6.0, "int8-exits": 4.0, "exits, all blocks": 11.0,
              "int8-exits, all blocks": 6.0, "eager": 20.0, "torch.compile": 15.0}  # fmt: skip
 
     def in_turns(calls: Mapping[str, bench_depth.Call], *rest: Any) -> dict[str, float]:
@@ -94,12 +94,12 @@ def test_times_are_set_against_the_same_and_the_best_engine_without_exits(
 
     monkeypatch.setattr(bench_depth, "in_turns", in_turns)
     monkeypatch.setattr(torch, "compile", lambda model, **rest: model)
-    engines = {"fp32": Early(None), "int8": Early(None), "exits": Early(), "int8-exits": Early()}
+    engines = {"fp32 on a": Early(None), "int8 on a": Early(None), "exits": Early(), "int8-exits": Early()}
     quality = {name: bench_depth._quality(spec, engine) for name, engine in engines.items()}
     args = argparse.Namespace(texts=8, seconds=0.0, max_drop=0.01)
     row = bench_depth._timed("classifier", spec, engines, quality, 2, args)
-    assert row["full"] == "int8" and row["over_full"] == {"exits": 0.833, "int8-exits": 1.25}
+    assert row["full"] == "int8 on a" and row["over_full"] == {"exits": 0.833, "int8-exits": 1.25}
     assert row["over_same"] == {"exits": (1.667, 1.667), "int8-exits": (1.25, 1.25)}
     assert row["overhead"] == {"exits": 0.1, "int8-exits": 0.2} and row["check_of_a_block"]["exits"] == 0.6
-    del engines["int8"], engines["int8-exits"]  # which lost more than was allowed
-    assert bench_depth._timed("classifier", spec, engines, quality, 1, args)["full"] == "fp32"
+    del engines["int8 on a"], engines["int8-exits"]  # which lost more than was allowed
+    assert bench_depth._timed("classifier", spec, engines, quality, 1, args)["full"] == "fp32 on a"

@@ -100,7 +100,17 @@ def test_settings(small: TinyLM, tmp_path: Path, settings: Mapping[str, Any], to
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("layers", 0), ("context", True), ("ends", [256]), ("text", "utf-8"), ("draft", 9), ("more", 1), ("ahead", -1)],
+    [
+        ("layers", 0),
+        ("context", True),
+        ("ends", [256]),
+        ("text", "utf-8"),
+        ("draft", 9),
+        ("more", 1),
+        ("ahead", -1),
+        ("exit_at", 3.0),
+        ("exit_rows", -1),
+    ],
 )
 def test_a_forged_section(written: Path, key: str, value: object) -> None:
     raw = json.loads((written / "manifest.json").read_text())
