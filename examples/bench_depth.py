@@ -280,11 +280,20 @@ def generate(args: argparse.Namespace) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as scratch:
         for depth in args.draft:
             path, name = Path(scratch) / f"lm{depth}.penstock", f"{depth} layers draft, planned"
-            made = penstock.compile(model(), output=path, task="generate", draft=depth, threads=args.threads)
+            made = penstock.compile(
+                model(), output=path, task="generate", draft=depth, threads=args.threads, max_drop=args.max_drop
+            )
             engine = penstock.load(made.path, threads=args.threads)
             if "plain" not in ways:
                 add("plain", engine)
             add(name, engine, draft=True)
+            exits = made.report["token_exits"]
+            if exits["rows"]:
+                alone = f"{depth} layers alone, planned"
+                add(alone, engine, exit_at=True)
+                plans[alone] = (
+                    f"from {exits['threshold']:.3f} on, {exits['left']:.0%} of tokens, expected {exits['gains']}"
+                )
             told = made.report["drafts"]
             plans[name] = f"{told['ahead']} ahead, floor {told['floor']:g}, expected {told['gain']:.2f}x"
             for ahead in args.ahead:
