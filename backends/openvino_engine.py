@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +19,7 @@ from ir import Graph
 from ir.errors import MissingError, PenstockError, UnsupportedError, UntrustedError
 
 _LARGEST = 2**31
+_PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "RNN", "LSTM", "GRU"})
 _MATMULS = frozenset({"FullyConnected", "MatMul", "Convolution", "Deconvolution"})
 
 
@@ -168,8 +169,9 @@ def _settings(graph: Any, threads: int | None) -> dict[str, str]:
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": "1",
-        # the IR says the precision; left alone, OpenVINO would compute in bf16 where the CPU can
-        "INFERENCE_PRECISION_HINT": "bf16" if _computes_in_bf16(graph) and _has_bf16() else "f32",
+        # the IR says the precision; left alone, OpenVINO would compute in bf16 where the CPU can, and all of it: where
+        # some products are float32, so are all
+        "INFERENCE_PRECISION_HINT": "bf16" if _has_bf16() and _computes_in_bf16(graph) else "f32",
     }
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = str(threads)
@@ -177,10 +179,28 @@ def _settings(graph: Any, threads: int | None) -> dict[str, str]:
 
 
 def _computes_in_bf16(graph: Any) -> bool:
-    """Whether something is rounded to bfloat16 before it is used; weights stored in it are only widened."""
+    """Whether there are products, and all of them of bfloat16; weights stored in it are only widened."""
+    kinds = set(_products(graph, set()))
+    return kinds == {True}
+
+
+def _products(graph: Any, narrow: set[str]) -> Iterator[bool]:
+    """Of each product whether it is of bfloat16; ``narrow`` are the values of that type around the graph."""
     from onnx import TensorProto
 
-    return any(n.op_type == "Cast" and n.attribute[0].i == TensorProto.BFLOAT16 for n in graph.node)
+    narrow = narrow | {w.name for w in graph.initializer if w.data_type == TensorProto.BFLOAT16}
+    narrow |= {v.name for v in graph.input if v.type.tensor_type.elem_type == TensorProto.BFLOAT16}
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _products(attribute.g, narrow)
+        of_bf16 = any(name in narrow for name in node.input)
+        if node.op_type == "Cast":
+            of_bf16 = node.attribute[0].i == TensorProto.BFLOAT16
+        elif node.op_type in _PRODUCTS:
+            yield of_bf16
+        if of_bf16:
+            narrow |= set(node.output)
 
 
 def _shared(tensor: torch.Tensor) -> Any:

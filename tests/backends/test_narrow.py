@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 
+from backends.openvino_engine import _computes_in_bf16
+from backends.payload import payload, write
 from ir import DimRange, Graph, TensorType, Value, interpret, op, symbol
 from ir.narrow import E4M3
-from tests.backends.cases import engine_of
+from ir.weights import save
+from tests.backends.cases import Built, Call, engine_of
 
 ENGINES = ("onnxruntime", "openvino")
 _WIDE, _OUT = 64, 48
@@ -73,3 +77,13 @@ def _compare(graph: Graph, engine: str, dtype: torch.dtype, folder: Path) -> Non
         for name, tensor in want.items():
             assert got[name].dtype is tensor.dtype
             torch.testing.assert_close(got[name], tensor, rtol=loose, atol=loose * float(tensor.abs().max()) / 100)
+
+
+def test_float32_beside_bfloat16_stays_float32(tmp_path: Path) -> None:
+    """OpenVINO takes one precision for a whole model: bfloat16 only where no product is float32."""
+    narrow, wide = Call("linear", "bf16[n,64]", "%bf16[48,64]"), Call("linear", "f32[n,64]", "%f32[48,64]")
+    for calls, want in (([narrow], True), ([wide], False), ([narrow, wide], False)):
+        built = Built(calls)
+        save(built.graph.weights, tmp_path / "weights.safetensors")
+        write(built.graph, tmp_path, "openvino", "engine")
+        assert _computes_in_bf16(onnx.load(payload(tmp_path, "engine"), load_external_data=False).graph) is want
