@@ -85,7 +85,7 @@ def compile_generate(
         optimise(job, befores[part.stem], [target])
         jobs[part.stem] = job.seen_from(target)
     if settings.draft:
-        filling = projecting(jobs[DECODE], befores[DECODE], settings.draft)
+        filling = projecting(jobs[DECODE], befores[DECODE], settings.draft, layout.layers)
         if isinstance(filling, str):
             phases.note("generate", f"skipped layers cannot be filled by projection: {filling}")
         else:

@@ -72,6 +72,8 @@ def plan_exits(traces: Sequence[Trace], costs: Mapping[int, Costs], budget: floa
         budget: share of all tokens that may be other than the model's own.
     """
     chosen_on, held_out = traces[::2], traces[1::2]
+    if not held_out:
+        return TokenExits(NEVER, 0, {}, 0.0, 0.0, 0.0, "one text is too few: none is left to hold out")
     threshold = choose_threshold(chosen_on, budget)
     if threshold > 1:
         told = f"no probability keeps {budget:.2%} of {_count(chosen_on)} tokens"

@@ -18,6 +18,7 @@ from compiler.select.reference import Reference
 from ir import Graph, interpret
 from ir.copy import copy_graph
 from passes import PASSES, Depth, DropDeadNodes, parse_passes
+from passes.depth_parts import take_apart
 
 
 class _Meaning(nn.Module):
@@ -36,13 +37,14 @@ class _Meaning(nn.Module):
         return dict(interpret(self._graph, inputs))
 
 
-def projecting(decode: Job, before: Graph, layers: int) -> Job | str:
+def projecting(decode: Job, before: Graph, layers: int, of: int) -> Job | str:
     """The job of one token through the first layers that grows the caches of all, or a sentence why there is none.
 
     Args:
         decode: the job of one token through all layers, optimised.
         before: its graph as captured.
         layers: how many run.
+        of: how many the model has: the blocks that are found must be just these.
     """
     clean = copy_graph(before)
     for pass_ in parse_passes(CLEAN, PASSES):
@@ -50,12 +52,13 @@ def projecting(decode: Job, before: Graph, layers: int) -> Job | str:
     graphs = {}
     for name, graph in {"": clean, **decode.graphs}.items():
         made = copy_graph(graph)
-        (said,) = Depth(mode="nested", layers=(layers,)).run(made)
-        if not said.applied:
-            return said.why
+        parts = take_apart(made)
+        if isinstance(parts, str):
+            return parts
+        if parts.depth != of:
+            return f"{parts.depth} repeated blocks were found for {of} layers"
+        Depth(mode="nested", layers=(layers,)).run(made)
         DropDeadNodes().run(made)
-        if (left := len(list(made.body))) >= len(list(graph.body)):
-            return f"{left} operations are left of {len(list(graph.body))}"
         graphs[name] = made
     whole = graphs.pop("")
     return replace(decode, graphs=graphs, reference=Reference(replace(decode.spec, model=_Meaning(whole)), whole))

@@ -229,6 +229,7 @@ def decode_with_exits(
             shallow = filled.first(draft)
         else:
             found, shallow = decoder.step(DRAFT, tokens[:, None], shallow)
+            # of a settled row the others are never read again: any number will do to keep the batch in step
             filled = kv if fill == "recompute" or bool(settled.all()) else kv.copied(shallow)
         logits = found[:, 0]
         best = logits.softmax(-1).amax(-1)

@@ -53,6 +53,7 @@ def test_no_threshold_holds_where_sure_tokens_are_wrong() -> None:
     wrong = [Trace((0.99,) * 96, (True, False) * 48)] * 8
     made = plan_exits(wrong, {1: CHEAP}, 0.01)
     assert (made.threshold, made.rows) == (NEVER, 0) and "no probability keeps 1.00%" in made.text()
+    assert "one text" in plan_exits(wrong[:1], {1: CHEAP}, 0.01).why
     few = plan_exits([Trace((0.9,) * 4, (True,) * 4)] * 2, {1: CHEAP}, 0.01)
     assert few.threshold == NEVER, "four tokens prove nothing of one in a hundred"
     assert upper(0, 10_000) < 0.001 < upper(20, 10_000) and upper(0, 0) == 1.0
@@ -97,10 +98,8 @@ def test_planned_when_compiled(small: TinyLM, tmp_path: Path, monkeypatch: pytes
     assert section is not None and section.exit_at == told["threshold"] and section.exit_rows == told["rows"]
     engine = penstock.load(made.path)
     planned, plain = engine.generate([1, 2, 3], 12, exit_at=True)[0], engine.generate([1, 2, 3], 12)[0]
-    if section.exit_rows:
-        assert planned.tokens == engine.generate([1, 2, 3], 12, exit_at=section.exit_at)[0].tokens
-    else:
-        assert planned == plain
+    assert told["why"] and section.exit_rows == 0  # by this clock a draft is as dear as the model
+    assert planned == plain
 
 
 def test_a_plan_is_for_batches_that_it_pays_in(engine: penstock.LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,3 +110,18 @@ def test_a_plan_is_for_batches_that_it_pays_in(engine: penstock.LoadedModel, mon
     alone = engine.generate([1, 2, 3], 12, exit_at=True)[0]
     assert alone.calls == engine.generate([1, 2, 3], 12, exit_at=0.5)[0].calls and "draft" in alone.calls
     assert "draft" not in engine.generate([[1, 2, 3], [4, 5]], 12, exit_at=True)[0].calls
+
+
+def test_blocks_that_are_not_the_layers_are_not_projected(
+    small: TinyLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("compiler.generate.filling.take_apart", lambda graph: "no part of the graph repeats")
+    made = penstock.compile(
+        small, example_inputs={"tokens": torch.randint(0, 256, (2, 9))}, task="generate", draft=1, seconds=0.0,
+        engine="onnxruntime", threads=1, output=tmp_path / "small.penstock",
+    )  # fmt: skip
+    assert made.path is not None and not (made.path / "project.onnx").exists()
+    engine = penstock.load(made.path)
+    with pytest.raises(UsageError, match="no engine that projects"):
+        engine.generate([1], 4, exit_at=0.5, fill="project")
+    assert engine.generate([1], 4, exit_at=2.0)[0].tokens == engine.generate([1], 4)[0].tokens
