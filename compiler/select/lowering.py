@@ -92,8 +92,9 @@ def lower(
         else:
             made, why = _native(graph, backend, folder, inputs, limits, options)
             if made is not None:
-                why = _slower(made, rows, backend, folder, inputs, limits, options) if rows is not None else ""
-                return _cut(rows, backend, folder, inputs, limits, options, why) if rows and why else made
+                if rows is not None and (why := _slower(made, rows, backend, folder, inputs, limits, options)):
+                    return _cut(rows, backend, folder, inputs, limits, options, why)
+                return made
             if faults := unsupported_segments(graph, backend, options.device):
                 raise UnsupportedError(f"{why}, and its pieces cannot stand alone: {listing(faults)}")
         return _cut(graph, backend, folder, inputs, limits, options, why)
@@ -140,7 +141,7 @@ def _slower(
     for depth, given in (("as set", inputs), ("all blocks", {**inputs, **deepest})):
         calls |= {f"own {depth}": partial(made.engine, given), f"cut {depth}": partial(engine, given)}
     found = interleave(calls, _SECONDS)
-    own, cut = (sum(t.median for name, t in found.items() if name.startswith(way)) for way in ("own", "cut"))
+    own, cut = (sum(t.median for name, t in found.items() if name.startswith(word)) for word in ("own", "cut"))
     if cut > _WORTH * own:
         return ""
     return f"{backend.name} takes {own / cut:.2f} times as long with branches of its own"
