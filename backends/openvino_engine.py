@@ -20,6 +20,11 @@ from ir.errors import MissingError, PenstockError, UnsupportedError, UntrustedEr
 
 _LARGEST = 2**31
 _PRODUCTS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "RNN", "LSTM", "GRU"})
+_OTHER_TYPES = frozenset({
+    "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "IsNaN", "IsInf", "ArgMax", "ArgMin", "Shape", "Size",
+    "NonZero", "QuantizeLinear", "DynamicQuantizeLinear",
+})  # fmt: skip
+"""What these make is of another type than what they read."""
 _MATMULS = frozenset({"FullyConnected", "MatMul", "Convolution", "Deconvolution"})
 
 
@@ -199,7 +204,7 @@ def _products(graph: Any, narrow: set[str]) -> Iterator[bool]:
             of_bf16 = node.attribute[0].i == TensorProto.BFLOAT16
         elif node.op_type in _PRODUCTS:
             yield of_bf16
-        if of_bf16:
+        if of_bf16 and node.op_type not in _OTHER_TYPES:
             narrow |= set(node.output)
 
 
