@@ -52,15 +52,20 @@ def test_arguments(engine: penstock.LoadedModel, prompts: Any, options: Mapping[
         engine.generate(prompts, **{"max_new_tokens": 4, **options})
 
 
+def without(engine: penstock.LoadedModel, stem: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = engine._generating()
+    monkeypatch.setattr(generator, "_engines", {s: e for s, e in generator._engines.items() if s != stem})
+
+
 def test_drafts_need_a_draft_engine(engine: penstock.LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(engine._generating()._engines, "draft")  # type: ignore[arg-type]
+    without(engine, "draft", monkeypatch)
     for options in ({"draft": 2}, {"exit_at": 0.5}):
         with pytest.raises(UsageError, match="the artifact has no draft engine"):
             engine.generate("a", 4, **options)
 
 
 def test_projecting_needs_its_engine(engine: penstock.LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(engine._generating()._engines, "project")  # type: ignore[arg-type]
+    without(engine, "project", monkeypatch)
     with pytest.raises(UsageError, match="no engine that projects"):
         engine.generate("a", 4, exit_at=0.5, fill="project")
 
