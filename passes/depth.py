@@ -5,7 +5,8 @@
     roll    block ... block  ->  one loop over stacked weights, the count a setting (``layers=N`` turns at first)
     exit    block ... block  ->  a chain of ``rows``: rows whose answer is sure leave (``at``, ``score``, ``tau``)
 
-Blocks are found by their structure (``ir.repeats``). With all blocks, a speed-up of 1 or infinite thresholds the graph
+Blocks are found by their structure (``ir.repeats``). What a block that is left out returned by itself (a cache) is
+still made, of the state that is handed past it. With all blocks, a speed-up of 1 or infinite thresholds the graph
 computes exactly what it did.
 
 Sound: not in general, which is the point: what is lost is to be measured. Exits need rows that are independent.

@@ -24,7 +24,7 @@ from tests.conformance.operators import COLUMNS, TOLERANCE, Cell, cells
 GPU = Device("l4", "cuda", 89, 24e9, frozenset({"fp32", "tf32", "fp16", "bf16", "fp8", "int8"}))
 LOWERINGS = ("native", "segments")
 COMPILED = ("inductor", "tvm")
-"""Engines that compile code for long (inductor: hours for all): CI asks them for less; 64 operators share a graph."""
+"""Engines that compile code for long (inductor: over an hour): CI asks them for less; 64 operators share a graph."""
 Tensors = Mapping[str, torch.Tensor]
 Job = tuple[Sequence[str], str, str]
 """Engines, section of the matrix, and its column or row."""
